@@ -1,0 +1,147 @@
+"""The dataset of a run: videos -> frames -> dialogues -> JSONL in the upstream schemas, Table 1, the filter ledger."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ..dialogue import NO_REPLY, Dialogue, Segment, from_rl_row, from_sft_row, to_rl_row, to_sft_row
+from ..files import read_json, read_jsonl, write_csv, write_json, write_jsonl
+from ..profile import Profile, add_profile_arguments, load_profile
+from ..progress import lines
+from .dialogues import benchmark_record, build_dialogue, build_segments, offline_dialogue
+from .films import load_scenes, make_films
+from .video import FilterLedger, decode_many, load_frames
+from .world import COLOURS
+
+KINDS = {"TV": ("single",), "PO": tuple(COLOURS)}  # kinds of question a test domain asks; the others ask any
+SEGMENTS = 3  # RL segments drawn from one dialogue
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A built dataset in a folder: dialogues, segments, benchmark records, and frames through the decoder's cache."""
+
+    folder: Path
+
+    def sft(self, interval: float) -> list[Dialogue]:
+        return [from_sft_row(row) for row in read_jsonl(self.folder / f"sft_{interval:g}s.jsonl")]
+
+    def offline(self, split: str) -> list[Dialogue]:
+        return [from_sft_row(row) for row in read_jsonl(self.folder / f"offline_{split}.jsonl")]
+
+    def rl(self, interval: float) -> list[Segment]:
+        return [from_rl_row(row) for row in read_jsonl(self.folder / f"rl_{interval:g}s.jsonl")]
+
+    def benchmark(self, split: str) -> list[dict]:
+        return read_json(self.folder / f"{split}.json")
+
+    @lru_cache(maxsize=4096)  # noqa: B019 - memory maps; a dataset lives as long as its process
+    def _video(self, video: str) -> tuple[np.ndarray, float]:
+        index = read_index(self.folder)
+        return load_frames(self.folder / "frames" / index["videos"][video]), index["interval"]
+
+    def frames(self, dialogue: Dialogue, indices: list[int] | None = None) -> np.ndarray:
+        """The dialogue's frames (or these of them) in order: uint8 [N, H, W, 3]."""
+        pictures, stored = self._video(dialogue.video)
+        wanted = dialogue.frame_indices() if indices is None else indices
+        return np.asarray(pictures[[round(i * dialogue.interval / stored) for i in wanted]])
+
+
+@lru_cache(maxsize=8)
+def read_index(folder: Path) -> dict:
+    """Which cache file holds which video's frames, and at what interval."""
+    return read_json(folder / "frames.json")
+
+
+def build(profile: Profile, folder: Path, progress: Callable[[str], Progress]) -> Dataset:
+    """Make, decode and annotate everything a run needs under `folder`; resumable, the same bytes for the same profile.
+
+    Training reads only the MP4 files and `scenes/*.json`; the onsets' folder is not opened here.
+    """
+    make_films(profile, folder, profile.parallel, progress("filming"))
+    stored = min(profile.video.train_interval, profile.video.test_interval)
+    ledger = FilterLedger()
+    scenes = {split: load_scenes(folder, split) for split in profile.world.counts}
+    paths = [folder / record["video"] for records in scenes.values() for record in records]
+    caches = decode_many(
+        paths, stored, profile.video.visual_tokens, folder / "frames", profile.parallel, ledger, progress("decoding")
+    )
+    index = {str(Path(path).relative_to(folder)): cache.name for path, cache in caches.items()}
+    write_json(folder / "frames.json", {"interval": stored, "videos": index})
+    usable = {split: [r for r in records if r["video"] in index] for split, records in scenes.items()}
+    for interval in sorted({profile.video.train_interval, profile.video.test_interval}):
+        _training(profile, folder, usable, interval, ledger)
+    for split in ("sft", "rl", "dev", "test"):
+        rng = _rng(profile, f"offline-{split}")
+        frames = (1, 3)
+        rows = [offline_dialogue(r, rng, stored, frames) for r in usable[split] for _ in range(6 if split == "sft" else 1)]
+        write_jsonl(folder / f"offline_{split}.jsonl", map(to_sft_row, rows))
+    for split in ("dev", "test"):
+        rng = _rng(profile, f"benchmark-{split}")
+        records = [benchmark_record(r, rng, KINDS.get(r["domain"], ("any",))) for r in usable[split] if r["scenes"]]
+        write_json(folder / f"{split}.json", records)
+    write_json(folder / "ledger.json", ledger.rows())
+    return Dataset(folder)
+
+
+def _rng(profile: Profile, name: str) -> np.random.Generator:
+    return np.random.default_rng((profile.world.seed, *name.encode()))
+
+
+def _training(profile: Profile, folder: Path, usable: dict, interval: float, ledger: FilterLedger) -> None:
+    """SFT dialogues and RL segments at one frame interval."""
+    rng = _rng(profile, f"sft-{interval:g}")
+    dialogues = [build_dialogue(profile, r, rng, interval) for r in usable["sft"] if r["scenes"]]
+    answered = [d for d in dialogues if ledger.check("SFT dialogue has an answer", d.id, any_answer(d), "no answer fits")]
+    write_jsonl(folder / f"sft_{interval:g}s.jsonl", map(to_sft_row, answered))
+    rng = _rng(profile, f"rl-{interval:g}")
+    segments: list[Segment] = []
+    for record in usable["rl"]:
+        found = build_segments(profile, build_dialogue(profile, record, rng, interval), rng, SEGMENTS)
+        if ledger.check("RL video has a segment", record["name"], bool(found), "no gold span fits a segment"):
+            segments += found
+    write_jsonl(folder / f"rl_{interval:g}s.jsonl", map(to_rl_row, segments))
+
+
+def any_answer(dialogue: Dialogue) -> bool:
+    """Whether any turn speaks."""
+    return any(turn.reply not in (None, NO_REPLY) for turn in dialogue.turns)
+
+
+def table1(profile: Profile, dataset: Dataset, out: Path) -> list[dict]:
+    """Table 1 of the built training set: videos, mean length, questions and answer turns a video."""
+    dialogues = dataset.sft(profile.video.train_interval)
+    lengths = {r["video"]: r["duration"] for split in ("sft", "rl") for r in load_scenes(dataset.folder, split)}
+    scenes = {r["video"]: r for split in ("sft", "rl") for r in load_scenes(dataset.folder, split)}
+    rows = []
+    for name, domain, source in (("Web Videos", "train_web", "procedural WEB"), ("Ego Centric", "train_ego", "procedural EGO")):
+        mine = [d for d in dialogues if d.domain == domain]
+        videos = [v for v, r in scenes.items() if r["domain"] == domain]
+        questions = [len({g.question for g in d.gold}) for d in mine]
+        rows.append(
+            {
+                "type": name,
+                "videos": len(videos),
+                "video_length_s": round(float(np.mean([lengths[v] for v in videos])), 1),
+                "questions": round(float(np.mean(questions)), 2),
+                "answer_turns": round(float(np.mean([len(d.gold) for d in mine])), 2),
+                "source": source,
+            }
+        )
+    write_csv(out, rows)
+    return rows
+
+
+def add_arguments(parser) -> None:
+    add_profile_arguments(parser, seed=False)
+
+
+def run(args) -> None:
+    """`mmduet2 data`: build a profile's dataset under runs/<profile>/data and write table1.csv."""
+    profile = load_profile(args.profile)
+    dataset = build(profile, profile.data, lines)
+    table1(profile, dataset, profile.results / "table1.csv")

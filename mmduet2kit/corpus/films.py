@@ -1,0 +1,83 @@
+"""The procedural world on disk: H.264 files, annotations as an annotator would give them, and the hidden onsets apart."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+
+from ..files import read_json, write_json
+from ..profile import Profile, World
+from .world import Plan, draw, plan
+
+
+def write_video(path: Path, pictures: Iterable[np.ndarray], fps: int) -> None:
+    """Encode uint8 RGB pictures [H, W, 3] as H.264 MP4; one thread and no time stamps, so the same input gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
+    with av.open(str(partial), "w", options={"fflags": "+bitexact"}) as container:
+        stream = None
+        for picture in pictures:
+            if stream is None:
+                options = {"preset": "veryfast", "crf": "30", "threads": "1"}
+                stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.thread_count = 1
+                stream.codec_context.flags |= av.codec.context.Flags.bitexact
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    os.replace(partial, path)
+
+
+def _film(world: World, video: Plan, path: Path) -> Path:
+    if not path.exists():
+        write_video(path, draw(world, video), world.fps)
+    return path
+
+
+def plans(world: World, split: str) -> list[Plan]:
+    """All videos of a split, in order."""
+    return [plan(world, split, domain, i) for domain, n in world.counts[split].items() for i in range(n)]
+
+
+def make_films(
+    profile: Profile, folder: Path, workers: int, progress: Callable[[int, int], None] = lambda done, all: None
+) -> None:
+    """Write every split's videos, annotations (`scenes/<split>.json`) and onsets (`onsets/<split>.json`).
+
+    Videos already there are kept (each is renamed into place when whole), so a killed run goes on where it stopped.
+    """
+    world, jobs = profile.world, []
+    for split in world.counts:
+        videos = plans(world, split)
+        jobs += [(v, folder / "videos" / split / f"{v.name}.mp4") for v in videos]
+        write_json(folder / "scenes" / f"{split}.json", [annotate(v, split) for v in videos])
+        write_json(folder / "onsets" / f"{split}.json", {v.name: [s.onset for s in v.scenes] for v in videos})
+    todo = [job for job in jobs if not job[1].exists()]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(_film, world, video, path) for video, path in todo]
+        for done, future in enumerate(as_completed(waiting), start=len(jobs) - len(todo) + 1):
+            future.result()
+            progress(done, len(jobs))
+
+
+def annotate(video: Plan, split: str) -> dict:
+    """What an annotator knows of a video: coarse scene spans with captions, subtitles. No onset."""
+    return {
+        "video": f"videos/{split}/{video.name}.mp4",
+        "name": video.name,
+        "domain": video.domain,
+        "duration": video.duration,
+        "scenes": [{"start": s.start, "end": s.end, "caption": s.caption} for s in video.scenes],
+        "subtitles": [{"time": t, "text": text} for t, text in video.subtitles],
+    }
+
+
+def load_scenes(folder: Path, split: str) -> list[dict]:
+    """The annotations of a split."""
+    return read_json(folder / "scenes" / f"{split}.json")

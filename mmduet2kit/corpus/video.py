@@ -1,0 +1,271 @@
+"""Video files to frames: decoding on the frame clock, Qwen2.5-VL's frame sizes, a cache of frames on disk.
+
+Time 0 is the first picture's presentation time, whatever the file's clock says. A picture is shown until the
+next one, the last for its own duration. Frame k (from 1) shows time (k-1)*interval and exists iff
+(k-1)*interval < duration. Times no more than a tick of the file's clock (at most 1 ms) apart count as equal,
+since containers round them.
+"""
+
+import copy
+import math
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.stream import Disposition
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from ..errors import UserError
+from ..files import sha256_file
+
+SIDE = 28  # pixels of one visual token: patches of 14, merged 2 x 2
+CACHE = "v1"  # raise it when the pixels change, so that old caches are not taken for new ones
+# The last two flags keep swscale to code that gives the same pixels on every processor.
+SCALING = (Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+           | Interpolation.BITEXACT)
+
+
+class VideoInfo(NamedTuple):
+    """A video as shown: upright, in square pixels; `rotation` is the clockwise turn to it, in degrees."""
+
+    width: int
+    height: int
+    duration_s: float
+    fps: float
+    codec: str
+    rotation: int
+    has_audio: bool
+
+
+def fit_size(width: float, height: float, max_tokens: int) -> tuple[int, int]:
+    """(W, H), multiples of 28 with (W/28)*(H/28) <= max_tokens, as Qwen2.5-VL's `smart_resize` chooses them.
+
+    Each side is rounded to the nearest multiple of 28 (at least 28); only when that is too much are both
+    shrunk, and nothing is enlarged further. Very long pictures are squeezed where `smart_resize` breaks the limit.
+    """
+    if not (width > 0 and height > 0 and max_tokens >= 1):
+        raise UserError(f"{width} x {height} pixels do not fit {max_tokens} tokens: give numbers above 0.")
+    w, h = (max(1, round(side / SIDE)) for side in (width, height))
+    if w * h > max_tokens:
+        shrink = math.sqrt(width * height / (max_tokens * SIDE**2))
+        w, h = (min(max_tokens, max(1, math.floor(side / shrink / SIDE))) for side in (width, height))
+    return w * SIDE, h * SIDE
+
+
+def probe(path: Path | str, *, strict: bool = True) -> VideoInfo:
+    """Size, length and kind of a video: reads all packets, decodes one picture. Errors: see `frames`."""
+    picture, begin, end = None, None, Fraction(0)
+    with _opened(path) as (container, stream):
+        fps = stream.average_rate or Fraction(25)
+        for packet in container.demux(stream):
+            picture = picture or next(iter(packet.decode()), None)
+            if packet.size and not packet.is_discard:
+                time = end if packet.pts is None else packet.pts * packet.time_base
+                begin = time if begin is None else min(begin, time)
+                end = max(end, time + ((packet.duration or 0) * packet.time_base or 1 / fps))
+        _check(path, container, stream, picture, end if strict else math.inf)
+        width, height = map(round, _shown_size(picture, stream))
+        return VideoInfo(width, height, float(end - begin), float(fps), stream.codec_context.name,
+                         -round(picture.rotation / 90) % 4 * 90, bool(container.streams.audio))
+
+
+def frames(path: Path | str, interval: float, *, max_tokens: int, start: float = 0.0,
+           end: float | None = None, strict: bool = True) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield (time in s, uint8 RGB [H, W, 3]) for each time (k-1)*interval in [start, end) below the duration.
+
+    A frame is the last picture whose presentation time is not later. `start` and `end` cut the grid, they do
+    not shift it; what lies before `start` is decoded as well, since seeking is not exact. Rotation and mirroring
+    are applied, pixels made square, alpha dropped, colours converted by the file's tags (none: BT.601, as
+    FFmpeg does). All frames have the size that `fit_size` gives for the first picture.
+    Errors: UserError, before the first frame, for a file that is missing, empty, or without moving pictures;
+    where it shows, for one that is damaged or ends earlier than it states by more than 1 s and 5 percent.
+    strict=False passes over damage and missing ends.
+    """
+    if not 0.001 < interval < math.inf:
+        raise UserError(f"a frame interval of {interval} s cannot be used: give more than 0.001 seconds.")
+    step, first = (Fraction(value).limit_denominator(10**6) for value in (interval, start))
+    k, shown, size, scaler = max(0, math.ceil(first / step)), None, None, VideoReformatter()
+    with _opened(path) as (container, stream):
+        tick = min(stream.time_base, Fraction(1, 1000))
+        for time, picture in _pictures(path, container, stream, strict):
+            image = None
+            while shown is not None and k * step + tick < time:
+                if end is not None and float(k * step) >= end:
+                    return
+                if image is None:
+                    size = size or fit_size(*_shown_size(shown, stream), max_tokens)
+                    image = _upright_rgb(shown, size, scaler)
+                yield float(k * step), image.copy()
+                k += 1
+            shown = picture
+
+
+@contextmanager
+def _opened(path):
+    """(container, first video stream), one thread; what FFmpeg refuses in the block becomes a UserError."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist or is not a file: check the name.")
+    if not Path(path).stat().st_size:
+        raise UserError(f"{path} is empty: fetch or encode the video again.")
+    try:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:  # names may hold colons
+            # FFmpeg takes the cover of a song for a video, and any .txt for a recorded terminal.
+            films = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+            stream = next(films, None)
+            if stream is None or container.format.name == "tty":
+                raise UserError(f"{path} holds no moving pictures: give a video file.")
+            if stream.codec_context is None:
+                raise UserError(f"{path} is encoded in a way this FFmpeg does not know: encode it as H.264.")
+            stream.codec_context.thread_count = 1
+            yield container, stream
+    except av.FFmpegError as error:
+        raise UserError(f"{path} cannot be read as a video ({error.strerror}): it is damaged, cut short or "
+                        "something else; fetch or encode it again.") from None
+
+
+def _decoded(path, container, stream, strict):
+    """Pictures in the order of presentation; unless strict, what cannot be read or decoded is passed over."""
+    with suppress(*() if strict else (av.FFmpegError,)):
+        for packet in container.demux(stream):
+            # A corrupt packet is one cut by the file's end; how much is missing is for `_check` to judge.
+            with suppress(*() if strict and not packet.is_corrupt else (av.FFmpegError,)):
+                for picture in packet.decode():
+                    if strict and picture.is_corrupt:  # FFmpeg has filled a hole with what stood there
+                        raise UserError(f"{path} is damaged near {picture.time or 0:.1f} s: fetch it again.")
+                    yield picture
+
+
+def _pictures(path, container, stream, strict):
+    """Yield (time, picture), the first at 0, and at last (duration, None); times are Fractions in seconds."""
+    origin, time, length, hour = None, Fraction(0), Fraction(0), 3600
+    by_dts = container.format.name == "avi"  # it has no presentation times, and FFmpeg's stand-ins are wrong
+    for picture in _decoded(path, container, stream, strict):
+        stamp = picture.dts if by_dts else picture.pts
+        elapsed = length if stamp is None else stamp * picture.time_base - (origin or 0) - time
+        if origin is None:
+            origin, elapsed = elapsed, 0
+        time += elapsed if 0 <= elapsed < hour else length  # the clock was set: go on at the rate before
+        rate = stream.average_rate or Fraction(25)
+        length = min(hour, (picture.duration or 0) * picture.time_base or 1 / rate)
+        yield time, picture
+    reached = origin + time + length if strict and origin is not None else math.inf
+    _check(path, container, stream, origin, reached)
+    yield time + max(length, Fraction(1, 100)), None
+
+
+def _check(path, container, stream, anything, reached):
+    """UserError if nothing was decoded, or the file's clock stops, at `reached`, well before the stated end."""
+    if anything is None:
+        raise UserError(f"{path} holds no picture that can be decoded: fetch or encode the video again.")
+    stated = Fraction(container.duration or 0, 1_000_000)
+    if stream.duration:  # the sound may be longer
+        stated = stream.duration * stream.time_base
+    elif tag := re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", "")):  # Matroska
+        stated = sum(Fraction(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))
+    if stated - reached > max(1, stated / 20):
+        raise UserError(f"{path} ends at {float(reached):.1f} s of the {float(stated):.1f} s it states: it was "
+                        "cut short; fetch or encode it again.")
+
+
+def _matrix(picture):
+    """The display matrix's a, b, c, d: a stored point (x, y) is shown at (a x + c y, b x + d y)."""
+    found = [data for data in picture.side_data if data.type.name == "DISPLAYMATRIX"]
+    return np.frombuffer(bytes(found[0]), np.int32)[[0, 1, 3, 4]].tolist() if found else (1, 0, 0, 1)
+
+
+def _shown_size(picture, stream):
+    """(width, height) upright and in square pixels; floats."""
+    a, b, _, _ = _matrix(picture)
+    width, height = picture.width * float(stream.sample_aspect_ratio or 1), picture.height
+    return (height, width) if abs(b) > abs(a) else (width, height)
+
+
+def _upright_rgb(picture, size, scaler):
+    """uint8 [H, W, 3] of `size` (W, H); turns to the nearest quarter, and mirrors."""
+    a, b, c, d = _matrix(picture)
+    turned = abs(b) > abs(a)
+    width, height = size[::-1] if turned else size
+    image = scaler.reformat(picture, width, height, "rgb24", interpolation=SCALING, threads=1).to_ndarray()
+    if turned:
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+class FilterLedger:
+    """How many items each rule saw and let through, with the first few that it did not."""
+
+    def __init__(self, examples: int = 5):
+        self._limit, self._rows = examples, {}
+
+    def check(self, rule: str, item, ok: bool, reason: str = "") -> bool:
+        """Count `item` under `rule` and return `ok`; `reason` says why not."""
+        row = self._rows.setdefault(rule, {"rule": rule, "in": 0, "out": 0, "examples": []})
+        row["in"] += 1
+        row["out"] += bool(ok)
+        if not ok and len(row["examples"]) < self._limit:
+            row["examples"].append({"item": str(item), "reason": reason})
+        return bool(ok)
+
+    def rows(self) -> list[dict]:
+        """[{"rule", "in", "out", "examples": [{"item", "reason"}]}], in the order of the rules' first use."""
+        return copy.deepcopy(list(self._rows.values()))
+
+
+def decode_many(paths: Iterable[Path | str], interval: float, max_tokens: int, out_dir: Path | str,
+                workers: int, ledger: FilterLedger,
+                progress: Callable[[int, int], None] | None = None) -> dict[str, Path]:
+    """Decode videos into `out_dir`, in `workers` processes (1: this one): {source: file for `load_frames`}.
+
+    A file is named by its source's SHA-256, interval and max_tokens and appears whole or not at all; one that
+    is there is not made again, so a killed call is taken up by calling again. Sources that raise UserError are
+    left out and stand in the ledger under "video decodes". `progress(done, total)` is called after each.
+    """
+    paths, out_dir, index, done = list(paths), Path(out_dir), {}, 0
+    out_dir.mkdir(parents=True, exist_ok=True)
+    pool = ProcessPoolExecutor(max(1, workers), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        results = (pool.map if workers > 1 else map)(partial(_cache, interval, max_tokens, out_dir), paths)
+        for done, (path, (cache, reason)) in enumerate(zip(paths, results, strict=True), start=1):
+            if ledger.check("video decodes", path, cache is not None, reason):
+                index[str(path)] = cache
+            if progress:
+                progress(done, len(paths))
+    except BrokenProcessPool:
+        raise UserError(f"a process died while it decoded {paths[done]} or one of the files after it: free some "
+                        "memory or leave that file out, and start again to go on.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return index
+
+
+def _cache(interval, max_tokens, out_dir, path):
+    """(cache file, "") or (None, why there is none)."""
+    source = sha256_file(path) if Path(path).is_file() else "missing"
+    cache = out_dir / f"{source}-{float(interval)}s-{max_tokens}-{CACHE}.npy"
+    half = cache.with_name(f".{cache.name}.{os.getpid()}.partial")
+    try:
+        if not cache.exists():
+            images = [image for _, image in frames(path, interval, max_tokens=max_tokens)]
+            with open(half, "wb") as out:
+                np.save(out, images)
+            os.replace(half, cache)
+        return cache, ""
+    except UserError as error:
+        return None, str(error)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def load_frames(cache_path: Path | str, mmap: bool = True) -> np.ndarray:
+    """uint8 [N, H, W, 3] from `decode_many`, frame k in row k-1; mapped and read-only unless mmap=False."""
+    return np.load(cache_path, mmap_mode="r" if mmap else None)

@@ -1,0 +1,90 @@
+"""Reading and writing small files: every write goes to a temporary name first, so that a kill leaves no half file."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+
+def write_atomic(path: Path | str, data: str | bytes) -> Path:
+    """Write `data` to `path` through a temporary file in the same folder, then rename it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(partial, path)
+    return path
+
+
+def write_json(path: Path | str, value) -> Path:
+    """Write `value` as indented JSON with a final newline."""
+    return write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str):
+    """Read a JSON file; a missing or broken one raises UserError."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: check the name, or run the stage that makes it.") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): mend it or make it anew.") from None
+
+
+def write_jsonl(path: Path | str, rows: Iterable[Mapping]) -> Path:
+    """Write one JSON object a line."""
+    return write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path | str) -> list[dict]:
+    """Read one JSON object a line; a broken line raises UserError naming it."""
+    path, rows = Path(path), []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: check the name, or run the stage that makes it.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is not valid JSON ({error}): mend or remove it.") from None
+    return rows
+
+
+def write_csv(path: Path | str, rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> Path:
+    """Write rows as CSV; `columns` fixes the header (needed when there are no rows)."""
+    columns = list(columns or rows[0].keys())
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="raise")
+    writer.writeheader()
+    writer.writerows(rows)
+    return write_atomic(path, out.getvalue())
+
+
+def read_csv(path: Path | str) -> list[dict[str, str]]:
+    """Read a CSV file with a header; values stay text."""
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            return list(csv.DictReader(handle))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run the stage that makes it.") from None
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Hex digest of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,160 @@
+"""Qwen2.5-VL of any size, its processor and tokenizer, as ordinary Hugging Face folders."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import torchvision_cpu  # noqa: F401 - must come before transformers' Qwen2.5-VL classes
+from .chat import SPECIALS
+from .errors import UserError
+from .profile import Model
+
+QWEN_SPLIT = (  # Qwen's own pre-tokenizer pattern (transformers' Qwen2 tokenizer)
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int):
+    """A byte-level BPE tokenizer of `vocabulary` entries trained on `texts`, with Qwen's special tokens in their roles."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Qwen2TokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(SPECIALS) - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Qwen2TokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+        additional_special_tokens=list(SPECIALS),
+    )
+
+
+def make_processor(tokenizer):
+    """Qwen2.5-VL's own processor around a tokenizer; pictures arrive resized (corpus/video.py), so it does not resize."""
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    import trl
+
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5_vl.jinja").read_text()
+    image_processor = Qwen2VLImageProcessor(patch_size=14, merge_size=2, temporal_patch_size=2, do_resize=False)
+    return Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=template)
+
+
+def make_model(spec: Model, tokenizer, seed: int):
+    """A Qwen2.5-VL with random weights at the sizes of `spec`."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, set_seed
+
+    set_seed(seed)
+    third = spec.head_dim // 2 // 8
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIALS}
+    config = Qwen2_5_VLConfig(
+        text_config=dict(
+            vocab_size=-(-len(tokenizer) // 64) * 64,
+            hidden_size=spec.hidden,
+            num_hidden_layers=spec.layers,
+            num_attention_heads=spec.heads,
+            num_key_value_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            intermediate_size=spec.intermediate,
+            max_position_embeddings=32768,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 1_000_000.0,
+                "mrope_section": [2 * third, 3 * third, 3 * third],  # the 3B model's 16, 24, 24 of 64
+            },
+            bos_token_id=None,
+            eos_token_id=ids["<|im_end|>"],
+            pad_token_id=tokenizer.pad_token_id,
+            initializer_range=spec.init_range,
+        ),
+        vision_config=dict(
+            depth=spec.vision_layers,
+            hidden_size=spec.vision_hidden,
+            num_heads=spec.vision_heads,
+            intermediate_size=spec.vision_intermediate,
+            out_hidden_size=spec.hidden,
+            patch_size=14,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            window_size=112,
+            fullatt_block_indexes=[spec.vision_layers - 1],
+            initializer_range=spec.init_range,
+        ),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        initializer_range=spec.init_range,
+        tie_word_embeddings=True,
+    )
+    config._attn_implementation = spec.attention
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = ids["<|im_end|>"]
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def save(model, processor, folder: Path | str) -> Path:
+    """Write an ordinary Hugging Face folder: `from_pretrained` loads it."""
+    folder = Path(folder)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
+    """(model, processor) from a Hugging Face folder or a hub name; UserError when there is none."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    try:
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation=attention
+        )
+        return model, load_processor(folder)
+    except OSError as error:
+        raise UserError(f"No model could be loaded from {folder} ({str(error).splitlines()[0]}).") from None
+
+
+def load_processor(folder: Path | str):
+    """The processor (tokenizer, image processor, chat template) of a Hugging Face folder or hub name."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(folder)
+
+
+def freeze_vision(model) -> None:
+    """Freeze the vision tower but not its merger, the aligner (upstream SFT: ViT frozen, aligner trained)."""
+    for name, parameter in model.model.visual.named_parameters():
+        parameter.requires_grad_(name.startswith("merger"))
+
+
+def pixels(image_processor, frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames [N, H, W, 3] uint8 -> (pixel_values [N * patches, 1176], image_grid_thw [N, 3]) for the vision tower.
+
+    The same numbers as the processor gives for pictures that need no resizing (a test compares them), in one pass over
+    the batch: the processor takes 0.7 ms a picture, which would dominate a training step of the tiny model.
+    """
+    patch, merge, twice = image_processor.patch_size, image_processor.merge_size, image_processor.temporal_patch_size
+    count, height, width, _ = frames.shape
+    rows, columns = height // patch, width // patch
+    mean, std = (torch.tensor(v) for v in (image_processor.image_mean, image_processor.image_std))
+    x = (torch.from_numpy(np.ascontiguousarray(frames)).float() / 255 - mean) / std
+    x = x.view(count, rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    x = x.permute(0, 1, 4, 2, 5, 7, 3, 6).unsqueeze(6)  # frame, row, column, within the merge, channel, time, pixel
+    x = x.expand(*x.shape[:6], twice, patch, patch)
+    grid = torch.tensor([[1, rows, columns]]).expand(count, 3).contiguous()
+    return x.reshape(count * rows * columns, -1), grid

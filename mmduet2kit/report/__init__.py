@@ -1,0 +1,34 @@
+"""Tables, figures, claims and the report page: pure functions of results files. No models, nothing is measured here."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import UserError
+from .claims import judge_all, write_claims
+from .page import write_report
+from .tables import FIGURES
+
+__all__ = ["judge_all", "redraw", "scripts", "write_claims", "write_report"]
+
+
+def scripts() -> dict[str, ModuleType]:
+    """The scripts figures/fig*.py, tab*.py and ours*.py by name, in the order of their numbers, imported."""
+    found = {}
+    for pattern in ("fig[0-9]*.py", "tab[0-9]*.py", "ours[0-9]*.py"):
+        for path in sorted(FIGURES.glob(pattern)):
+            spec = importlib.util.spec_from_file_location(f"mmduet2_figures_{path.stem}", path)
+            found[path.stem] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(found[path.stem])
+    if not found:
+        raise UserError(f"{FIGURES} holds no scripts: work in a checkout of the repository (pip install -e .).")
+    return found
+
+
+def redraw(data: Path | str, out: Path | str) -> list[Path]:
+    """Draw every figure and table of the results folder `data` into `out`, claims.json too; returns the files.
+
+    Two runs over the same files write the same bytes. Missing input gives drawings that say NOT RUN.
+    """
+    paths = [path for script in scripts().values() for path in script.draw(Path(data), Path(out))]
+    return [*paths, write_claims(data, Path(out) / "claims.json")]

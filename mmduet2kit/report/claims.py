@@ -1,0 +1,223 @@
+"""The paper's claims as rules (figures/claims.yaml), applied to the paper's numbers first and then to the kit's."""
+
+import ast
+import itertools
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ..errors import UserError
+from ..files import write_json
+from .stats import Resampler, stages
+from .tables import FAIL, FIGURES, NOT_RUN, PAPER, Run, figure_of, number, select
+
+MATCH, TREND, DIFFERS, FAIL_AS_PAPER = "MATCH", "TREND", "DIFFERS", "FAIL-AS-PAPER"
+VERDICTS = (MATCH, TREND, DIFFERS, FAIL_AS_PAPER, NOT_RUN)
+SURE = 0.975  # share of resamples in which a rule must hold: one side of a 95 percent interval
+_ALLOWED = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.keyword, ast.BinOp, ast.Add, ast.Sub, ast.Mult,
+            ast.Div, ast.BitAnd, ast.UnaryOp, ast.USub, ast.Compare, ast.Gt, ast.GtE, ast.Lt, ast.LtE)
+
+
+class Missing(Exception):
+    """A value that a claim needs is not in the results; its text says which."""
+
+
+def evaluate(text: str, functions: Mapping[str, Callable], **names):
+    """Value of an expression of numbers, names, + - * /, comparisons, & and the given functions, on arrays too.
+
+    Raises UserError for anything else: the syntax tree is checked before it is run.
+    """
+    known = {"abs": abs, **functions, **names}
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError:
+        raise UserError(f"claims.yaml: '{text}' is not an expression.") from None
+    for node in ast.walk(tree):
+        if not isinstance(node, _ALLOWED) or isinstance(node, ast.Name) and node.id not in known:
+            raise UserError(f"claims.yaml: {type(node).__name__} is not allowed in the expression '{text}'.")
+    return eval(compile(tree, "claims.yaml", "eval"), {"__builtins__": {}}, known)
+
+
+@dataclass
+class Source:
+    """Where values come from: the paper's files or a run's. Values are looked up by seed ("" in the paper)."""
+
+    run: Run
+    per_video: Resampler = field(default_factory=lambda: Resampler([]))
+
+    def __post_init__(self) -> None:
+        self.tables = {k: self.run.rows(f"table{k}.csv") for k in range(2, 8)}
+        self.curves = self.run.rows("figure5.csv")
+        for row in self.tables[3]:  # the paper gives no number of decisions, but both models saw the same videos
+            wall = number(row.get("wall_s"))
+            row["wall_per_decision"] = "" if wall is None else wall / (number(row.get("decisions")) or 1)
+
+    def values(self, table: int | str, column: str, filters: Mapping) -> tuple[dict[str, float], bool, float | None]:
+        """({seed: value}, did a run FAIL, sample size of accuracies); a FAIL without a number is NaN."""
+        where = f"table {table}: {column} of {', '.join(f'{k} {v}' for k, v in filters.items() if v != '')}"
+        if table == "f5":
+            return self._curve(column, **filters), False, None
+        rows = [r for r in select(self.tables[table], **filters) if r.get("status", "ok") != NOT_RUN]
+        failed, found = any(row.get("status") == FAIL for row in rows), {}
+        for seed in dict.fromkeys(row.get("seed", "") for row in rows):
+            mine = [row for row in rows if row.get("seed", "") == seed]
+            numbers = [v for row in mine if (v := figure_of(row, column)) is not None]
+            derived = self.per_video.per_seed(table, column, filters, seed) if column not in mine[0] else None
+            if numbers or derived is not None:
+                found[seed] = statistics.mean(numbers) if numbers else derived
+            elif failed:
+                found[seed] = float("nan")
+        if not found:
+            few = column == "duplicate" and any(number(r["duplicate"]) is not None for r in rows)
+            raise Missing(f"{where}: " + ("fewer than 10 gold turns with more than one reply" if few else "no value"))
+        sizes = [number(row.get("n")) for row in rows]
+        return found, failed, sum(sizes) / len(set(found)) if all(sizes) else None
+
+    def _curve(self, feature: str, metric: str, domain: str) -> dict[str, float]:
+        found: dict[str, list] = {}
+        for row in select(self.curves, domain=domain):
+            if number(row.get(metric)) is not None:
+                found.setdefault(row["seed"], []).append((float(row["step"]), float(row[metric])))
+        if not found:
+            raise Missing(f"no curve of {metric} on {domain}")
+        try:
+            return {seed: stages(*zip(*sorted(points)))[feature] for seed, points in found.items()}
+        except ValueError as error:
+            raise Missing(str(error)) from None
+
+
+def _functions(lookup: Callable) -> dict[str, Callable]:
+    def named(table):
+        return lambda column, **filters: lookup(table, column, filters)
+
+    return {**{f"t{k}": named(k) for k in range(2, 8)}, "f5": named("f5")}
+
+
+def measure(claim: Mapping, source: Source) -> dict:
+    """A claim's value over one source: value, per seed, seeds, rule (held at the mean), held (share), interval, failed.
+
+    Raises Missing when a number is not there.
+    """
+    found: dict[tuple, tuple[dict, dict, bool]] = {}
+
+    def collect(table, column, filters):
+        values, failed, n = source.values(table, column, filters)
+        found[table, column, *filters.items()] = values, {**filters, **({"n": n} if n else {})}, failed
+        return statistics.mean(values.values())
+
+    for text in (claim["value"], claim["rule"], claim.get("guard", "0")):
+        evaluate(text, _functions(collect), value=0.0)
+    seeds = sorted(set.intersection(*(set(values) for values, _, _ in found.values())), key=lambda s: number(s) or 0)
+    if not seeds:
+        raise Missing("no seed has all the values")
+    common = {key: {seed: values[seed] for seed in seeds} for key, (values, _, _) in found.items()}
+
+    def apply(pick: Callable) -> tuple:
+        functions = _functions(lambda table, column, filters: pick((table, column, *filters.items())))
+        value = evaluate(claim["value"], functions)
+        return value, evaluate(claim["rule"], functions, value=value), functions
+
+    below = set()
+
+    def resample(key):
+        array, kind = source.per_video.cell(*key[:2], found[key][1], common[key])
+        below.add(kind)
+        return array
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        each, _, _ = apply(lambda key: np.array(list(common[key].values())))
+        value, rule, functions = apply(lambda key: np.float64(statistics.mean(common[key].values())))
+        many, rules, _ = apply(resample)
+    usable = np.isfinite(many)
+    drawn = usable.any() and (len(seeds) > 1 or below != {""})
+    return {"value": float(value), "per_seed": [float(one) for one in each], "seeds": seeds, "rule": bool(rule),
+            "guard": bool(evaluate(claim.get("guard", "1"), functions, value=value)),
+            "failed": any(failed for _, _, failed in found.values()),
+            "interval": [float(p) for p in np.percentile(many[usable], [2.5, 97.5])] if drawn else None,
+            "held": float(np.mean(rules[usable])) if drawn else None, "below": sorted(below - {""})}
+
+
+def verdict(claim: Mapping, kit: Mapping, paper: Mapping | None) -> tuple[str, str]:
+    """(verdict, reason) of measured values; `paper` is None where the paper prints no number."""
+    if kit["failed"]:
+        if not (paper and paper["failed"]):
+            return DIFFERS, "FAIL in the kit's run, a number in the paper"
+        if np.isfinite(kit["value"]) and not kit["rule"]:
+            return DIFFERS, f"FAIL in both, but the kit's value {kit['value']:.2f} breaks the rule: another failure"
+        return FAIL_AS_PAPER, "FAIL in the paper and in the kit's run"
+    if not kit["guard"]:
+        return DIFFERS, claim["guard_words"]
+    if not kit["rule"]:
+        return DIFFERS, f"the rule does not hold at {kit['value']:.2f}"
+    if kit["held"] is not None and kit["held"] < SURE:
+        return DIFFERS, f"not shown: the rule holds in the mean, but only in {kit['held']:.0%} of the resamples"
+    if paper is None or paper["failed"] or claim["tolerance"] is None:
+        return TREND, "the rule holds; there is no number of the paper's to match"
+    away = abs(kit["value"] - paper["value"])
+    if away <= claim["tolerance"]:
+        return MATCH, f"the rule holds, {away:.2f} from the paper's value (tolerance {claim['tolerance']})"
+    return TREND, f"the rule holds, but {away:.2f} from the paper's value (tolerance {claim['tolerance']})"
+
+
+def read_claims(path: Path = FIGURES / "claims.yaml") -> list[dict]:
+    """The claims with their `for` loops unrolled."""
+    claims = []
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+        loop = entry.pop("for", {})
+        for choice in itertools.product(*loop.values()):
+            made = dict(entry, id="-".join([entry["id"], *map(str, choice)]))
+            for name, one in zip(loop, choice):
+                made = {k: v.replace(f"{{{name}}}", str(one)) if isinstance(v, str) else v for k, v in made.items()}
+            claims.append(made)
+    return claims
+
+
+def _how(kit: Mapping) -> str:
+    seeds = "one seed" if len(kit["seeds"]) == 1 else f"{len(kit['seeds'])} seeds"
+    if kit["interval"] is None:
+        return f"{seeds}: no interval"
+    over = " and ".join((["seeds"] if len(kit["seeds"]) > 1 else []) + kit["below"])
+    return f"{seeds}: interval over {over} only" if len(kit["seeds"]) == 1 or not kit["below"] else f"{seeds}"
+
+
+def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[dict]:
+    """Every claim's entry for claims.json, in order; a smoke run is not judged."""
+    run = Run(Path(data))
+    theirs, ours = Source(Run(PAPER)), Source(run, Resampler(run.rows("per_video.csv")))
+    entries = []
+    for claim in read_claims(path):
+        paper = kit = None
+        try:
+            paper = measure({**claim, "guard": "1"}, theirs)
+            said, _ = verdict({**claim, "tolerance": claim["tolerance"] or 0}, paper, paper)
+        except Missing:
+            said = NOT_RUN
+        try:
+            kit = measure(claim, ours)
+            word, reason = (NOT_RUN, "smoke profile: its numbers mean nothing") if run.smoke else \
+                verdict(claim, kit, paper)
+            reason = f"{reason} ({_how(kit)})"
+        except Missing as missing:
+            word, reason = NOT_RUN, str(missing)
+        shown = kit if kit and not run.smoke else {"per_seed": [], "seeds": [], "interval": None}
+        entries.append({
+            "id": claim["id"], "sentence": claim["sentence"], "unit": claim["unit"],
+            "paper": None if paper is None else FAIL if paper["failed"] else _round(paper["value"]),
+            "kit": [_round(value) if np.isfinite(value) else FAIL for value in shown["per_seed"]],
+            "seeds": shown["seeds"], "interval": shown["interval"] and [_round(end) for end in shown["interval"]],
+            "rule": f"value = {claim['value']}; {claim['rule']}", "tolerance": claim["tolerance"], "verdict": word,
+            "paper_verdict": said, "reason": reason, "source": claim["source"]})
+    return entries
+
+
+def _round(value: float) -> float | str:
+    return round(float(value), 3) if np.isfinite(value) else str(value)
+
+
+def write_claims(data: Path | str, path: Path | str) -> Path:
+    """Judge the results folder `data` and write claims.json to `path`."""
+    return write_json(path, judge_all(data))

@@ -1,0 +1,54 @@
+"""report.html: the verdicts, the tables, the figures, and what the run was made with, in one file without a network."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..errors import UserError
+from ..files import read_json, write_atomic
+from ..profile import load_profile
+from .claims import VERDICTS, write_claims
+from .tables import SMOKE, Run
+
+HERE = Path(__file__).parent
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Judge the claims, draw, and write claims.json, figures/ and report.html into `run_dir` (runs/<profile>).
+
+    Returns the page's path. What the results lack stands in it as NOT RUN.
+    """
+    from . import scripts
+
+    run_dir = Path(run_dir)
+    run = Run(run_dir / "results")
+    claims = read_json(write_claims(run.data, run_dir / "claims.json"))
+    tables, figures = [], []
+    for name, script in scripts().items():
+        paths = {path.suffix: path for path in script.draw(run.data, run_dir / "figures")}
+        if hasattr(script.draw, "table"):
+            tables.append(script.draw.table(run.data))
+        else:
+            alt = paths[".txt"].read_text(encoding="utf-8").strip()
+            figures.append({"name": name, "title": script.draw.title, "alt": alt, "svg": _inline(paths[".svg"], name)})
+    attempts = [{"stage": stage, "attempt": k, **one} for stage, several in run.manifest.get("stages", {}).items()
+                for k, one in enumerate(several, start=1)]
+    try:
+        profile = load_profile(run.profile)
+    except UserError:
+        profile = None
+    page = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                       lstrip_blocks=True).get_template("page.html")
+    counts = Counter(claim["verdict"] for claim in claims)
+    return write_atomic(run_dir / "report.html", page.render(
+        css=Markup((HERE / "page.css").read_text()), run=run, claims=claims, tables=tables, figures=figures,
+        attempts=attempts, profile=profile, smoke=SMOKE, counts=[(counts[word], word) for word in VERDICTS]))
+
+
+def _inline(path: Path, name: str) -> Markup:
+    """A drawing as an element; its names get a prefix, since several drawings stand in one page."""
+    svg = path.read_text(encoding="utf-8")
+    return Markup(re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg[svg.index("<svg"):]))

@@ -1,0 +1,108 @@
+"""Judges: how correct a reply is, and whether it says anything new. One small interface, several answers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
+from typing import Protocol
+
+from ..errors import UserError
+
+Fact = tuple[str, str, str | None]  # (colour, shape, motion); motion None: not stated
+
+
+class Judge(Protocol):
+    """Sees texts only: never times, onsets or files. None: the judge failed."""
+
+    name: str
+
+    def correctness(self, question: str, gold: str, prediction: str, max_score: float) -> float | None:
+        """Score in 0..max_score of `prediction` against `gold`."""
+
+    def covered(self, history: Sequence[str], text: str) -> bool | None:
+        """Is everything in `text` already said in `history`?"""
+
+
+class ExactJudge:
+    """Compares the facts that two texts of the procedural world state; partial credit is sparing.
+
+    facts(text) parses one sentence or several into a frozenset of `Fact`.
+    """
+
+    name = "exact"
+
+    def __init__(self, facts: Callable[[str], frozenset[Fact]]):
+        self.facts = lru_cache(maxsize=65536)(facts)
+
+    def correctness(self, question: str, gold: str, prediction: str, max_score: float) -> float | None:
+        """Score out of 4 (one reply) or 2 (a span's replies joined); another `max_score` raises ValueError.
+
+        A stated fact is wrong when no gold fact matches it; a gold fact without motion matches any motion.
+        4 of 4: the same facts. 2 of 4: at most one wrong, and the (colour, shape) of the gold fact stated
+        (one gold fact) or at least half of the gold facts right (several).
+        2 of 2: all gold facts, at most one wrong. 1 of 2: every gold (colour, shape), at most two wrong.
+        A text without facts scores 0, unless the gold has none either and the texts are equal.
+        """
+        if max_score not in (2, 4):
+            raise ValueError(f"the exact judge scores out of 2 or 4, not {max_score}")
+        wanted, stated = self.facts(gold), self.facts(prediction)
+        if not wanted:
+            return float(max_score) if gold.strip() == prediction.strip() else 0.0
+        right = sum(any(_matches(fact, other) for other in stated) for fact in wanted)
+        wrong = sum(not any(_matches(fact, other) for fact in wanted) for other in stated)
+        pairs = {fact[:2] for fact in wanted} <= {fact[:2] for fact in stated}
+        if max_score == 2:
+            return 2.0 if right == len(wanted) and wrong <= 1 else 1.0 if pairs and wrong <= 2 else 0.0
+        if right == len(wanted) and not wrong:
+            return 4.0
+        partly = pairs if len(wanted) == 1 else 2 * right >= len(wanted)
+        return 2.0 if partly and wrong <= 1 else 0.0
+
+    def covered(self, history: Sequence[str], text: str) -> bool | None:
+        """Is every fact of `text`, motion included, among those of `history`? Without facts: is the text?"""
+        stated = self.facts(text)
+        if not stated:
+            return text.strip() in {earlier.strip() for earlier in history}
+        return stated <= frozenset().union(*map(self.facts, history))
+
+
+def _matches(gold: Fact, stated: Fact) -> bool:
+    return gold[:2] == stated[:2] and gold[2] in (None, stated[2])
+
+
+class MemoJudge:
+    """Asks the judge it wraps once per distinct input."""
+
+    def __init__(self, judge: Judge):
+        self.name, self.correctness = judge.name, cache(judge.correctness)
+        self._covered = cache(judge.covered)
+
+    def covered(self, history: Sequence[str], text: str) -> bool | None:
+        """As `Judge.covered`; `judge` gets the history as a tuple."""
+        return self._covered(tuple(history), text)
+
+
+def best_blind_score(
+    golds: Sequence[str], candidates: Iterable[str], judge: Judge, max_score: float = 4, question: str = ""
+) -> float:
+    """Mean score over `golds` of the best single text among `candidates`: what guessing would earn.
+
+    At max_score 4 it must stay under PAUC's initial 0.5, or a blind answer would look like an early one.
+    A judge's None counts as 0. Raises ValueError without golds or candidates.
+    """
+    def total(text: str) -> float:
+        return sum(judge.correctness(question, gold, text, max_score) or 0.0 for gold in golds)
+
+    candidates = set(candidates)
+    if not (golds and candidates):
+        raise ValueError("guessing is measured on at least one gold answer and one candidate")
+    return max(map(total, candidates)) / len(golds)
+
+
+def get_judge(name: str) -> Judge:
+    """The judge of that name; UserError for one that is unknown or not there yet."""
+    if name == "exact":
+        from ..corpus.world import facts  # here: scoring other people's predictions needs no world
+
+        return ExactJudge(facts)
+    if name in ("embedding", "llm"):  # the first will come with the extra of the same name
+        raise UserError(f"The judge '{name}' is not in this version of the kit yet: use the judge 'exact'.")
+    raise UserError(f"There is no judge '{name}': choose exact, embedding or llm.")

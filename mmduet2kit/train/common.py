@@ -1,0 +1,160 @@
+"""What the training stages share: the collator over the kit's one encoder, trainer settings, the CSV log, stopping on TERM."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from ..chat import IGNORE, ChatEncoder
+from ..corpus.build import Dataset
+from ..dialogue import Dialogue
+from ..files import read_csv, write_csv
+from ..model import pixels
+from ..profile import Fit, Profile
+
+
+def encoder_for(processor, frames: np.ndarray) -> ChatEncoder:
+    """The encoder for frames of this size [N, H, W, 3]: its visual tokens a frame follow from the grid."""
+    side = processor.image_processor.patch_size * processor.image_processor.merge_size
+    return ChatEncoder(processor.tokenizer, (frames.shape[1] // side) * (frames.shape[2] // side))
+
+
+class Collator:
+    """Rows `{"row": i}` -> padded batch: input_ids, attention_mask, labels, weights [B, L], pixel_values, grids, types.
+
+    `decide(dialogue)` gives one 0/1 target a turn for a threshold model, whose silent turns leave no tokens.
+    """
+
+    def __init__(
+        self,
+        dialogues: list[Dialogue],
+        dataset: Dataset,
+        processor,
+        no_reply_weight: float = 1.0,
+        decide: Callable[[Dialogue], list[int]] | None = None,
+    ):
+        self.dialogues, self.dataset, self.processor = dialogues, dataset, processor
+        self.no_reply_weight, self.decide = no_reply_weight, decide
+        self.encoder = encoder_for(processor, dataset.frames(dialogues[0]))
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        chosen = [self.dialogues[row["row"]] for row in rows]
+        encoded = [self.encoder.encode(d, self.no_reply_weight, silence=self.decide is None) for d in chosen]
+        width = max(len(e.ids) for e in encoded)
+        pad = self.processor.tokenizer.pad_token_id
+        ids = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in encoded])
+        batch = {
+            "input_ids": ids,
+            "attention_mask": torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in encoded]),
+            "labels": torch.tensor([e.labels + [IGNORE] * (width - len(e.ids)) for e in encoded]),
+            "weights": torch.tensor([e.weights + [0.0] * (width - len(e.ids)) for e in encoded]),
+            "mm_token_type_ids": (ids == self.encoder.image_pad).int(),
+        }
+        frames = np.concatenate([self.dataset.frames(d) for d in chosen])
+        batch["pixel_values"], batch["image_grid_thw"] = pixels(self.processor.image_processor, frames)
+        if self.decide:
+            targets = torch.full((len(rows), width), float("nan"))
+            for b, (d, e) in enumerate(zip(chosen, encoded)):
+                wanted = self.decide(d)
+                for position, turn in e.decisions:
+                    targets[b, position] = wanted[turn]
+            batch["targets"] = targets
+        return batch
+
+
+def fit_arguments(profile: Profile, fit: Fit, seed: int, out: Path) -> dict:
+    """Keyword arguments for TRL's configs; everything that a profile fixes."""
+    return dict(
+        output_dir=str(out),
+        max_steps=fit.steps,
+        per_device_train_batch_size=fit.micro_batch,
+        gradient_accumulation_steps=fit.batch // fit.micro_batch,
+        learning_rate=fit.lr,
+        warmup_steps=int(fit.warmup * fit.steps),
+        weight_decay=fit.weight_decay,
+        save_steps=fit.save_steps,
+        lr_scheduler_type="cosine",
+        **plain_arguments(profile, seed),
+    )
+
+
+def plain_arguments(profile: Profile, seed: int) -> dict:
+    """Settings common to all stages: no reporting services, deterministic, resumable checkpoints."""
+    return dict(
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        report_to=[],
+        save_total_limit=1,
+        save_only_model=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        bf16=profile.model.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        log_level="error",
+    )
+
+
+class CsvLog(TrainerCallback):
+    """One CSV row a step (`columns` from the trainer's log), rewritten at saves so that a resumed run goes on from there."""
+
+    def __init__(self, path: Path, columns: dict[str, str], total: int, say: Callable[[str], None] = print):
+        self.path, self.columns, self.total, self.say = path, columns, total, say
+        self.rows: list[dict] = []
+        self.started = self.last = self.spoken = time.monotonic()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.path.exists() and state.global_step:
+            self.rows = [row for row in read_csv(self.path) if int(row["step"]) <= state.global_step]
+        self.started = self.last = self.spoken = time.monotonic()
+        self.first = state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or "loss" not in logs:
+            return
+        now = time.monotonic()
+        row = {"step": state.global_step} | {c: logs.get(key, "") for c, key in self.columns.items()}
+        self.rows.append(row | {"seconds": round(now - self.last, 3)})
+        self.last = now
+        if now - self.spoken > 30 or state.global_step == self.total:
+            self.spoken = now
+            left = (now - self.started) / max(state.global_step - self.first, 1) * (self.total - state.global_step)
+            self.say(f"step {state.global_step} of {self.total}, loss {logs['loss']:.4g}, {left / 60:.1f} min left")
+
+    def write(self) -> None:
+        if self.rows:
+            write_csv(self.path, self.rows)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.write()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.write()
+
+
+class StopOnTerm(TrainerCallback):
+    """TERM (Slurm, a closed laptop, Ctrl-C of the runner) saves a checkpoint at the next step's end and stops."""
+
+    def __init__(self):
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_):
+        self.asked = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """The newest whole checkpoint under `out`, if any."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(out)) if out.is_dir() else None

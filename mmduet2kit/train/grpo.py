@@ -1,0 +1,280 @@
+"""Multi-turn GRPO over TRL's GRPOTrainer (paper section 4.3).
+
+How this differs from the paper's training: TRL instead of verl and SGLang; rollouts from the kit's own KV-cache stream;
+a judge that reads the world's facts; sizes by the profile. The rest (group advantages, four-term reward, history with
+ground-truth replies, token-mean loss, no KL) is the same.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset as Rows
+from transformers import BatchFeature, PrinterCallback, Qwen2VLImageProcessor, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from ..corpus.build import Dataset
+from ..dialogue import Segment
+from ..files import read_csv, write_csv
+from ..model import freeze_vision, load, load_processor, pixels, save
+from ..profile import RL, Profile, add_profile_arguments, load_profile
+from ..score import MemoJudge, get_judge
+from .common import CsvLog, StopOnTerm, encoder_for, last_checkpoint, plain_arguments
+from .rollout import TERMS, judge_rollouts, roll_out, statistics
+
+COLUMNS = [
+    "loss", "reward", "reward_std", *(f"{t}{s}" for t in TERMS for s in ("", "_std")), *(f"share_{t}" for t in TERMS),
+    "reply_turns", "duplicates", "groups_without_variance", "logprob_gap", "rollout_s", "judge_s", "train_s",
+]  # fmt: skip
+
+
+class FrameProcessor(Qwen2VLImageProcessor):
+    """The image processor for frames that are already resized: whole batches at once (see model.pixels)."""
+
+    def __call__(self, images, **_):
+        same = len({image.shape for image in images}) == 1
+        parts = [np.stack(images)] if same else [image[None] for image in images]
+        values, grids = zip(*(pixels(self, part) for part in parts))
+        return BatchFeature({"pixel_values": torch.cat(values), "image_grid_thw": torch.cat(grids)})
+
+
+class ProactiveGRPO(GRPOTrainer):
+    """GRPOTrainer whose completions are whole dialogues with frames inside, rolled out by the stream.
+
+    TRL builds the training forward's images from inside the completion only on its tool-image path, so `tools` is made
+    non-empty after construction; no tool is ever called (trl 1.16, trl_design 1c; tests/test_grpo.py spies on it).
+    """
+
+    def __init__(self, *args, segments: list[Segment], dataset: Dataset, judge, rl: RL, sampling_seed: int, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tools, self._standalone_tools = ["frames"], []
+        self.segments, self.dataset, self.judge, self.rl = segments, dataset, judge, rl
+        self.sampling_seed = sampling_seed
+        processor = self.processing_class
+        self.encoder = encoder_for(processor, dataset.frames(segments[0].dialogue, [0]))
+        processor.image_processor = FrameProcessor(**processor.image_processor.to_dict())
+        self.row: dict[str, float] = {}
+
+    def _generate_and_score_completions(self, inputs):
+        self._rows = [example["row"] for example in inputs]
+        self.row, self._started = {"logprob_gap": 0.0}, time.perf_counter()
+        return super()._generate_and_score_completions(inputs)
+
+    def _generate(self, prompts):
+        """Roll out this batch; the 8-tuple that TRL's scoring expects."""
+        group = self.num_generations
+        chosen = [self.segments[row] for row in self._rows]
+        step = self.state.global_step
+        keys = [(self.sampling_seed, step, row, i % group) for i, row in enumerate(self._rows)]
+        model = self.accelerator.unwrap_model(self.model)
+        model.eval()
+        rollouts = roll_out(
+            model, self.encoder, self.processing_class.image_processor, self.dataset, chosen[::group], group, keys, self.rl
+        )
+        model.train()
+        rolled = time.perf_counter()
+        judged = judge_rollouts(rollouts, chosen, self.judge, self.rl)
+        self.row |= statistics(rollouts, group, self.rl.weights)
+        self.row |= {"rollout_s": round(rolled - self._started, 3), "judge_s": round(judged, 3)}
+        self.rollouts = rollouts
+        sampled = sum(sum(r.mask) for r in rollouts)
+        self.state.num_input_tokens_seen += sum(len(r.prompt) for r in rollouts) + sampled
+        self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
+        self._metrics["train"]["completions/mean_length"].append(sampled / len(rollouts))
+        images = [
+            list(self.dataset.frames(s.dialogue, [i for t in s.dialogue.turns[: s.last] for i in t.frames])) for s in chosen
+        ]
+        return (
+            [r.prompt for r in rollouts],
+            [r.completion for r in rollouts],
+            [r.mask for r in rollouts],
+            [[{"role": "assistant", "content": text} for _, text in r.turns] for r in rollouts],
+            [r.logps for r in rollouts],
+            {"score": [r.reward for r in rollouts]},
+            images,
+            images,
+        )
+
+    def _prepare_inputs(self, generation_batch):
+        """Cut the columns that are padding for the whole micro-batch: dialogues are ragged at both ends."""
+        inputs = dict(super()._prepare_inputs(generation_batch))
+        left = int(inputs["prompt_mask"].any(0).int().argmax())
+        right = int(inputs["completion_mask"].sum(1).max())
+        width = inputs["prompt_ids"].shape[1]
+        for key in ("prompt_ids", "prompt_mask"):
+            inputs[key] = inputs[key][:, left:]
+        inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, left : width + right]
+        for key in ("completion_ids", "completion_mask", "tool_mask", "sampling_per_token_logps"):
+            inputs[key] = inputs[key][:, :right]
+        return inputs
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._last_logps = out[0].detach()
+        return out
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        if self.num_iterations == 1:  # the policy that is trained is still the one that spoke
+            gap = (self._last_logps - inputs["sampling_per_token_logps"]).abs() * inputs["tool_mask"]
+            self.row["logprob_gap"] = max(self.row["logprob_gap"], round(float(gap.max()), 8))
+        return loss
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs:
+            self.row["train_s"] = round(
+                time.perf_counter() - self._started - self.row["rollout_s"] - self.row["judge_s"], 3
+            )
+            logs = logs | self.row
+        return super().log(logs, *args, **kwargs)
+
+
+def _term(name: str) -> Callable:
+    def reward(score, **_):
+        return [getattr(one, name) for one in score]
+
+    reward.__name__ = name
+    return reward
+
+
+class Watch(TrainerCallback):
+    """Evaluates the policy while it trains, for Figure 5: `evaluate(model) -> rows`, kept across a resume."""
+
+    def __init__(self, path: Path, every: int, total: int, evaluate: Callable, seed: int):
+        self.path, self.every, self.total, self.evaluate, self.seed = path, every, total, evaluate, seed
+        self.rows: list[dict] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step and self.path.exists():
+            self.rows = [row for row in read_csv(self.path) if int(row["step"]) <= state.global_step]
+        else:
+            self._look(model, 0)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every == 0 or state.global_step == self.total:
+            self._look(model, state.global_step)
+
+    def _look(self, model, step: int) -> None:
+        model.eval()
+        self.rows += [{"seed": self.seed, "step": step} | row for row in self.evaluate(model)]
+        model.train()
+        write_csv(self.path, self.rows)
+
+
+class Keep(TrainerCallback):
+    """Saves the model as it is after `step` steps."""
+
+    def __init__(self, step: int, folder: Path, processor):
+        self.step, self.folder, self.processor = step, folder, processor
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            save(model, self.processor, self.folder)
+
+
+def train(
+    profile: Profile, rl: RL, segments: list[Segment], dataset: Dataset, start: Path, out: Path, log: Path, seed: int,
+    watch: Watch | None = None, keep: tuple[int, Path] | None = None,
+) -> Path:  # fmt: skip
+    """GRPO from the SFT model in `start` into `out`; resumes at generation boundaries; returns `out`.
+
+    A resumed run repeats the same losses: sampling is keyed by (seed, step, prompt, rollout).
+    """
+    if (out / "config.json").exists():
+        return out
+    torch.set_num_threads(profile.threads)
+    model, processor = load(start, profile.model.dtype, profile.model.attention)
+    original = processor.image_processor
+    if rl.freeze_vision:
+        freeze_vision(model)
+    batch = rl.prompts * rl.group
+    arguments = GRPOConfig(
+        output_dir=str(out.with_name(out.name + ".partial")),
+        max_steps=rl.steps,
+        per_device_train_batch_size=rl.micro_batch,
+        gradient_accumulation_steps=batch // rl.micro_batch,
+        num_generations=rl.group,
+        learning_rate=rl.lr,
+        warmup_steps=int(rl.warmup * rl.steps),
+        lr_scheduler_type="constant_with_warmup",
+        max_grad_norm=rl.max_grad_norm,
+        weight_decay=0.01,
+        temperature=rl.temperature,
+        beta=rl.beta,
+        epsilon=rl.clip,
+        loss_type=rl.loss,
+        scale_rewards="group",
+        reward_weights=list(rl.weights),
+        save_steps=rl.save_steps,
+        **plain_arguments(profile, seed),
+    )
+    rows = Rows.from_list([{"prompt": [{"role": "user", "content": str(i)}], "row": i} for i in range(len(segments))])
+    stop = StopOnTerm()
+    callbacks = [CsvLog(log, {c: c for c in COLUMNS}, rl.steps), stop] + ([watch] if watch else [])
+    trainer = ProactiveGRPO(
+        model=model,
+        args=arguments,
+        processing_class=processor,
+        reward_funcs=[_term(name) for name in TERMS],
+        train_dataset=rows,
+        callbacks=callbacks,
+        segments=segments,
+        dataset=dataset,
+        judge=MemoJudge(get_judge("exact")),
+        rl=rl,
+        sampling_seed=seed,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if keep:
+        trainer.add_callback(Keep(*keep, load_processor(start)))
+    trainer.train(resume_from_checkpoint=last_checkpoint(Path(arguments.output_dir)))
+    if stop.asked:
+        sys.exit(143)
+    processor.image_processor = original
+    return save(model, processor, out)
+
+
+ARMS = {"no_pauc": 0, "no_rep": 1, "no_in_span": 2, "no_pfx": 3}  # Table 6: the weight that is set to zero
+
+
+def add_arguments(parser) -> None:
+    add_profile_arguments(parser)
+    parser.add_argument("--arm", choices=ARMS, help="leave one reward term out (Table 6)")
+    parser.add_argument("--interval", type=float, help="seconds between frames (default: the profile's)")
+
+
+def run(args) -> None:
+    """`mmduet2 grpo`: GRPO from the SFT model: `rl`, or an ablation's arm (`rl-no_rep`, `rl-1s`) at its shorter length.
+
+    The main run also keeps the model that it is at the arms' length (`rl-short`), for a comparison at equal steps.
+    """
+    from ..evaluate import Evaluator, pooled
+
+    profile, seed = load_profile(args.profile), args.seed
+    interval = args.interval or profile.video.train_interval
+    other = interval != profile.video.train_interval
+    name = "rl" + (f"-{args.arm}" if args.arm else "") + (f"-{interval:g}s" if other else "")
+    rl, main = profile.rl, name == "rl"
+    if args.arm:
+        rl = rl.model_copy(update={"weights": tuple(0.0 if k == ARMS[args.arm] else w for k, w in enumerate(rl.weights))})
+    if not main:
+        rl = rl.model_copy(update={"steps": profile.ablation.rl_steps})
+    dataset = Dataset(profile.data)
+
+    def look(model):
+        processor = load_processor(profile.model_dir("sft", seed))
+        evaluator = Evaluator(profile, dataset, model, processor)
+        for domain in ("WEB", "EGO"):
+            records = evaluator.records("dev", domain, profile.evaluate.dev_videos)
+            found = pooled(evaluator.score(evaluator.watch(records, profile.video.test_interval)))
+            yield {"domain": domain} | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")}
+
+    watch = Watch(profile.results / f"figure5_seed{seed}.csv", rl.eval_steps, rl.steps, look, seed) if main else None
+    keep = (profile.ablation.rl_steps, profile.model_dir("rl-short", seed)) if main else None
+    train(
+        profile, rl, dataset.rl(interval), dataset, profile.model_dir("sft", seed), profile.model_dir(name, seed),
+        profile.results / f"train_{name}_seed{seed}.csv", seed, watch, keep,
+    )  # fmt: skip

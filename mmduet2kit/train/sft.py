@@ -1,0 +1,127 @@
+"""Supervised stages over TRL's SFTTrainer: the base (captioning), SFT (paper section 4.2) and the threshold baseline."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset as Rows
+from torch import nn
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from ..corpus.build import Dataset
+from ..dialogue import NO_REPLY, Dialogue
+from ..model import freeze_vision, load, save
+from ..profile import Fit, Profile, add_profile_arguments, load_profile
+from .common import Collator, CsvLog, StopOnTerm, fit_arguments, last_checkpoint
+
+HEAD = "threshold_head.pt"
+
+
+class DialogueSFT(SFTTrainer):
+    """SFTTrainer whose batches come from the kit's collator, with a weight for every label (NO REPLY turns)."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Weighted token mean of the cross-entropy; inputs as `Collator` gives them."""
+        weights, targets = inputs.pop("weights"), inputs.pop("targets", None)
+        if targets is not None:
+            return self.decision_loss(model, inputs, targets)
+        outputs = model(**inputs, fused_lm_head=True)
+        count = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
+        return -(outputs.log_probs * weights[:, 1:]).sum() / torch.as_tensor(count).clamp(min=1)
+
+    def decision_loss(self, model, inputs, targets):
+        """Threshold baseline (after MMDuet): language loss on replies plus binary cross-entropy of a speak score a turn."""
+        labels = inputs.pop("labels")
+        hidden = model.model(**inputs, use_cache=False).last_hidden_state
+        learn = labels[:, 1:] != -100
+        words = nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][learn]), labels[:, 1:][learn])
+        decided = ~targets.isnan()
+        scores = self.model.threshold_head(hidden[decided]).squeeze(-1)
+        return words + nn.functional.binary_cross_entropy_with_logits(scores, targets[decided])
+
+
+def train(
+    profile: Profile, fit: Fit, dialogues: list[Dialogue], dataset: Dataset, start: Path, out: Path, log: Path, seed: int,
+    decide=None,
+) -> Path:  # fmt: skip
+    """Train from `start` into `out` (a Hugging Face folder); resumes from its own checkpoints; returns `out`.
+
+    Exits with 143 after a TERM, with a checkpoint to go on from.
+    """
+    if (out / "config.json").exists():
+        return out
+    torch.set_num_threads(profile.threads)
+    model, processor = load(start, profile.model.dtype, profile.model.attention)
+    if fit.freeze_vision:
+        freeze_vision(model)
+    if decide:
+        torch.manual_seed(seed)
+        model.threshold_head = nn.Linear(model.config.text_config.hidden_size, 1)
+    rows = Rows.from_dict({"row": np.random.default_rng(seed).permutation(len(dialogues)).tolist()})
+    arguments = SFTConfig(
+        **fit_arguments(profile, fit, seed, out.with_name(out.name + ".partial")),
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    stop = StopOnTerm()
+    trainer = DialogueSFT(
+        model=model,
+        args=arguments,
+        processing_class=processor,
+        train_dataset=rows,
+        data_collator=Collator(dialogues, dataset, processor, fit.no_reply_weight, decide),
+        callbacks=[CsvLog(log, {"loss": "loss"}, fit.steps), stop],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(Path(arguments.output_dir)))
+    if stop.asked:
+        sys.exit(143)
+    if decide:
+        head = model.threshold_head
+        del model.threshold_head
+        out.mkdir(parents=True, exist_ok=True)
+        torch.save(head.state_dict(), out / HEAD)
+    return save(model, processor, out)
+
+
+def sft_dialogues(profile: Profile, dataset: Dataset, interval: float, seed: int) -> list[Dialogue]:
+    """Proactive dialogues with offline samples mixed in at the profile's share (paper section 4.2)."""
+    dialogues, offline = dataset.sft(interval), dataset.offline("sft")
+    share = profile.dialogue.offline_share
+    count = min(round(len(dialogues) * share / (1 - share)), len(offline))
+    picked = np.random.default_rng((seed, 7)).choice(len(offline), count, replace=False)
+    return dialogues + [offline[i] for i in picked]
+
+
+def in_span(dialogue: Dialogue) -> list[int]:
+    """Targets of a threshold model, label `span`: 1 for every turn whose time lies within a gold span (MMDuet's relevance)."""
+    return [int(any(g.start < t <= g.end for g in dialogue.gold)) for t in dialogue.times()]
+
+
+def at_end(dialogue: Dialogue) -> list[int]:
+    """Targets of a threshold model, label `end`: 1 where the gold reply stands."""
+    return [int(turn.reply not in (None, NO_REPLY)) for turn in dialogue.turns]
+
+
+def add_arguments(parser) -> None:
+    add_profile_arguments(parser)
+    parser.add_argument("--interval", type=float, help="seconds between frames (default: the profile's)")
+    parser.add_argument("--threshold", action="store_true", help="train the threshold baseline instead")
+
+
+def run(args) -> None:
+    """`mmduet2 sft`: SFT from the base model; at another interval it is the ablation's arm `sft-<interval>s`."""
+    profile = load_profile(args.profile)
+    interval = args.interval or profile.video.train_interval
+    arm = interval != profile.video.train_interval
+    name = "threshold" if args.threshold else f"sft-{interval:g}s" if arm else "sft"
+    fit = profile.sft.model_copy(update={"steps": profile.ablation.sft_steps} if arm else {})
+    dataset = Dataset(profile.data)
+    decide = {"span": in_span, "end": at_end}[profile.threshold.label] if args.threshold else None
+    base = Path(profile.model.path) if profile.model.path else profile.model_dir("base", args.seed)
+    train(
+        profile, fit, sft_dialogues(profile, dataset, interval, args.seed), dataset, base,
+        profile.model_dir(name, args.seed), profile.results / f"train_{name}_seed{args.seed}.csv", args.seed, decide,
+    )  # fmt: skip

