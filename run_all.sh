@@ -69,7 +69,7 @@ if [ "$(cat "$env/mmduet2kit-stamp" 2>/dev/null)" != "$wanted" ]; then
   rm -f "$env/mmduet2kit-stamp"
   export DS_BUILD_OPS=0  # DeepSpeed compiles its CUDA parts when they are first used, not here
   say "Setting up $env, once: 0.35 GB to download, 2 GB on disk where pip offers a CPU build of torch,"
-  say "about 4 and 9 GB where it offers the CUDA build. Two minutes and more, depending on the line."
+  say "about 1.6 and 6 GB where it offers the CUDA build. Two minutes and more, depending on the line."
   failed="the set-up failed: pip says above why; the next ./run_all.sh tries again."
   # torch first: some packages look for it while they are built.
   say "  1 of 2: $(pin torch)"; install "$(pin torch)" || stop "$failed" 1
@@ -96,7 +96,7 @@ check "unit tests" "$python" -m pytest -q -n 2 -m "not slow and not smoke and no
 unset OMP_NUM_THREADS
 check "smoke: every notebook, tiny numbers" ./run_all.sh run --profile smoke
 check "what the smoke run made" "$python" -m pytest -q -m "smoke and not all_only"
-check "kill tests of the runner" "$python" -m pytest -q -m "kill and not all_only"
+check "kill tests of the runner" "$python" -m pytest -q -n 2 -m "kill and not all_only"
 if [ $test_all = yes ]; then check "long tests" "$python" -m pytest -q -m "slow or all_only"; fi
 [ $result = 0 ] && say "All tests passed." || say "Some tests failed: see above."
 exit $result

@@ -14,7 +14,7 @@ SPECIAL = re.compile(r"(<\|[^|]*\|>(?:×\d+)?|<image>)")
 
 @style.drawing("fig2_template", "Figure 2. The chat template of MMDuet2")
 def draw(run):
-    """The encoded text of one dialogue, every special token visible; runs of one token are written token×count."""
+    """The encoded text of one dialogue with its special tokens; runs of one token are written token×count."""
     segments = run.need("figure2.json")["segments"]
     lines = layout(segments)
     shown = lines[:MOST]
@@ -27,14 +27,26 @@ def draw(run):
     for row, pieces in enumerate(shown, start=2):
         column = 0
         for role, text, said in pieces:
-            axes.text(column, row, text, color=COLORS[role], family="DejaVu Sans Mono", fontsize=POINTS, va="center")
+            axes.text(
+                column, row, text, color=COLORS[role], family="DejaVu Sans Mono", fontsize=POINTS, va="center"
+            )
             if said:
                 axes.plot([column, column + len(text)], [row + 0.45] * 2, color=COLORS[role], linewidth=0.6)
             column += len(text)
     if len(lines) > MOST:
-        axes.text(0, len(shown) + 2, f"... {len(lines) - MOST} more lines, in fig2_template.csv", color=style.GREY, va="center")
+        axes.text(
+            0,
+            len(shown) + 2,
+            f"... {len(lines) - MOST} more lines, in fig2_template.csv",
+            color=style.GREY,
+            va="center",
+        )
     said = "; ".join(f"{s['role']}: {SPECIAL.sub('', s['text']).strip()}" for s in segments[:8])
-    return figure, f"The text the model reads. User turns are orange, assistant turns blue. It begins: {said}", segments
+    return (
+        figure,
+        f"The text the model reads. User turns are orange, assistant turns blue. It begins: {said}",
+        segments,
+    )
 
 
 def short(text):
@@ -52,7 +64,11 @@ def layout(segments):
             if k:
                 lines, column = [*lines, []], 0
             for piece in SPECIAL.split(part):
-                said = bool(piece) and not SPECIAL.fullmatch(piece) and not (role in piece and len(piece.strip()) == len(role))
+                said = (
+                    bool(piece)
+                    and not SPECIAL.fullmatch(piece)
+                    and not (role in piece and len(piece.strip()) == len(role))
+                )
                 for word in re.findall(r"\S+\s*|\s+", piece) if said else [piece] if piece else []:
                     if column + len(word.rstrip()) > WIDTH and column:
                         lines, column = [*lines, []], 0

@@ -10,7 +10,7 @@ ACROSS = 8  # frames a row
 
 @style.drawing("fig3_scene", "Figure 3. A scene of a video, its caption, and the hidden onset (ours)")
 def draw(run):
-    """Frames of a video; those of the scene are framed in green; below, the span and the hidden onset over time."""
+    """Frames of a video, those of the scene framed in green; below, its span and the hidden onset over time."""
     scene = run.need("figure3.json")
     frames, (start, end), onset = scene["frames"], scene["span"], scene["onset"]
     down = -(-len(frames) // ACROSS)
@@ -22,21 +22,52 @@ def draw(run):
         row, column = divmod(k, ACROSS)
         edge, width = (style.GREEN, 3.5) if frame["in_scene"] else (style.GREY, 0.6)
         top = 1.1 * row + 0.2
-        style.picture(strip, run.data, frame["image"], (column + 0.08, column + 0.92, top + 0.84, top), edge, width)
-        strip.text(column + 0.5, top - 0.11, f"{frame['time']:g} s", ha="center", va="center", fontsize=7, color=style.GREY)
+        style.picture(
+            strip, run.data, frame["image"], (column + 0.08, column + 0.92, top + 0.84, top), edge, width
+        )
+        strip.text(
+            column + 0.5,
+            top - 0.11,
+            f"{frame['time']:g} s",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=style.GREY,
+        )
     strip.set_aspect("equal")
     times = [frame["time"] for frame in frames]
-    line.add_patch(Rectangle((start, 0.15), end - start, 0.5, facecolor=style.GREEN, alpha=0.3, edgecolor=style.GREEN))
+    line.add_patch(
+        Rectangle((start, 0.15), end - start, 0.5, facecolor=style.GREEN, alpha=0.3, edgecolor=style.GREEN)
+    )
     late = end > max(times) * 0.75
-    line.text(start if late else end, 0.4, f"  scene {start:g}-{end:g} s  ", ha="right" if late else "left", va="center")
+    line.text(
+        start if late else end,
+        0.4,
+        f"  scene {start:g}-{end:g} s  ",
+        ha="right" if late else "left",
+        va="center",
+    )
     line.plot([onset] * 2, [0, 0.85], color=style.RED, linestyle="--")
     line.plot(onset, 0.95, marker="*", color=style.RED, markersize=10, clip_on=False)
-    line.text(onset, 0.95, f"  hidden onset {onset:g} s (ours, not in the paper)  ", color=style.RED, va="center",
-              ha="left" if onset < (min(times) + max(times)) / 2 else "right")
-    line.set(xlim=(min(times), max(max(times), end)), ylim=(0, 1), yticks=[], xlabel=f"video time, s\nCaption: “{scene['caption']}”")
+    line.text(
+        onset,
+        0.95,
+        f"  hidden onset {onset:g} s (ours, not in the paper)  ",
+        color=style.RED,
+        va="center",
+        ha="left" if onset < (min(times) + max(times)) / 2 else "right",
+    )
+    line.set(
+        xlim=(min(times), max(max(times), end)),
+        ylim=(0, 1),
+        yticks=[],
+        xlabel=f"video time, s\nCaption: “{scene['caption']}”",
+    )
     line.spines["left"].set_visible(False)
-    alt = (f"{len(frames)} frames; those from {start:g} to {end:g} s belong to the scene and are framed in green. Caption: "
-           f"{scene['caption']} The hidden onset, known to the kit only, is at {onset:g} s.")
+    alt = (
+        f"{len(frames)} frames; those from {start:g} to {end:g} s belong to the scene and are framed in green. "
+        f"Caption: {scene['caption']} The hidden onset, known to the kit only, is at {onset:g} s."
+    )
     return figure, alt, frames
 
 

@@ -11,7 +11,7 @@ METRICS = [("reply_turns", "reply turns"), ("pauc", "PAUC"), ("duplicate", "dupl
 
 @style.drawing("fig5_dynamics", "Figure 5. Dynamics of the RL training")
 def draw(run):
-    """Thin lines are seeds, thick ones their mean; dotted: where the three stages change by the kit's rule."""
+    """Thin lines are seeds, thick ones their mean; dotted: the stage changes by the rule of claims.yaml."""
     rows = run.need("figure5.csv")
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     figure = Figure(figsize=(7.5, 3.0), layout="constrained")
@@ -41,7 +41,11 @@ def draw(run):
     if not run.smoke:
         note += " The paper's: steps 180 and 450 of 489."
     figure.supxlabel(note, fontsize=7.5, color=style.GREY)
-    return figure, f"Three panels over RL steps, {seeds} seed{'s' if seeds > 1 else ''}: {'; '.join(said)}.", rows
+    return (
+        figure,
+        f"Three panels over RL steps, {seeds} seed{'s' if seeds > 1 else ''}: {'; '.join(said)}.",
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -6,15 +6,32 @@ from mmduet2kit.report import tables
 @tables.drawing
 def draw(run):
     """Table 6: RL without one term of the reward; the fourth arm is the kit's."""
-    arms = [("MMDuet2 rl", "rl"), ("- r_rep", "rl-no_rep"), ("- r_pfx", "rl-no_pfx"), ("- r_in_span", "rl-no_in_span")]
-    lines = [*((label, {"model": model}, {"model": model}) for label, model in arms),
-             ("- r_PAUC (ours)", None, {"model": "rl-no_pauc"})]
-    columns = [(f"[{domain}]", ("pauc", "duplicate", "reply_turns"), {"domain": domain}, 1) for domain in ("WEB", "EGO")]
-    return tables.beside(run, "tab6_rewards", "Table 6. Reward ablation: PAUC / reply duplicates, percent / reply turns",
-                         lines, columns, [
-        "FAIL: a reply at almost every turn, whether it concerns the question or not.",
-        "The paper removes three of the four terms; the row without r_PAUC is ours. The kit's ablation arms may be "
-        "shorter than its main RL run (profile: ablation)."])
+    arms = [
+        ("MMDuet2 rl", "rl"),
+        ("- r_rep", "rl-no_rep"),
+        ("- r_pfx", "rl-no_pfx"),
+        ("- r_in_span", "rl-no_in_span"),
+    ]
+    lines = [
+        *((label, {"model": model}, {"model": model}) for label, model in arms),
+        ("- r_PAUC (ours)", None, {"model": "rl-no_pauc"}),
+    ]
+    columns = [
+        (f"[{domain}]", ("pauc", "duplicate", "reply_turns"), {"domain": domain}, 1)
+        for domain in ("WEB", "EGO")
+    ]
+    return tables.beside(
+        run,
+        "tab6_rewards",
+        "Table 6. Reward ablation: PAUC / reply duplicates, percent / reply turns",
+        lines,
+        columns,
+        [
+            "FAIL: a reply at almost every turn, whether it concerns the question or not.",
+            "The paper removes three of the four terms; the row without r_PAUC is ours. The kit's arms may be "
+            "shorter than its main RL run (profile: ablation).",
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from .model import load
 from .profile import Profile, add_profile_arguments, load_profile
 from .score import MemoJudge, get_judge, score_question, totals
 from .score.streamingbench import accuracy, first_reply_rule, polled, time_content_rule, time_rule
-from .stream import Greedy, Stream, run
+from .stream import Greedy, Stream, run as play
 from .train.common import encoder_for
 
 Replies = list[tuple[float, str]]
@@ -59,7 +59,7 @@ class Evaluator:
             for row, dialogue in enumerate(dialogues):
                 stream.pending[row] = encoder.system(dialogue.system)
             features = [stream.see(f) for f in frames]
-            said = run(
+            said = play(
                 stream, [d.turns for d in dialogues], features, Greedy(), self.profile.evaluate.max_new_tokens,
                 decide=self.head and (lambda h: self.head(h).squeeze(-1).sigmoid()),
                 threshold=self.threshold if thresholds is None else [thresholds[i] for i in chosen],
@@ -107,7 +107,7 @@ class Evaluator:
             for row, dialogue in enumerate(chosen):
                 stream.pending[row] = encoder.system(dialogue.system)
             features = [stream.see(self.dataset.frames(d)) for d in chosen]
-            said = run(stream, [d.turns for d in chosen], features, Greedy(), self.profile.evaluate.max_new_tokens)
+            said = play(stream, [d.turns for d in chosen], features, Greedy(), self.profile.evaluate.max_new_tokens)
             for dialogue, (spoken,) in zip(chosen, said):
                 gold = dialogue.turns[0].reply
                 task = "caption" if dialogue.kind == "offline-caption" else "attribute_qa"

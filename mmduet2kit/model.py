@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import torchvision_cpu  # noqa: F401 - must come before transformers' Qwen2.5-VL classes
 from .chat import SPECIALS
 from .errors import UserError
 from .profile import Model
@@ -116,17 +115,21 @@ def save(model, processor, folder: Path | str) -> Path:
     return folder
 
 
-def load(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
-    """(model, processor) from a Hugging Face folder or a hub name; UserError when there is none."""
+def load_model(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
+    """The model of a Hugging Face folder or hub name; UserError when there is none."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     try:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        return Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation=attention
         )
-        return model, load_processor(folder)
     except OSError as error:
         raise UserError(f"No model could be loaded from {folder} ({str(error).splitlines()[0]}).") from None
+
+
+def load(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
+    """(model, processor) of a Hugging Face folder or hub name."""
+    return load_model(folder, dtype, attention), load_processor(folder)
 
 
 def load_processor(folder: Path | str):

@@ -6,7 +6,8 @@ do not count), what the stages before it wrote - and when the files it wrote its
 unchanged.
 
 A notebook may name the stages it reads from in its metadata, `{"mmduet2": {"inputs": ["01", "03"]}}`; one
-that does not is taken to read from all stages before it. What one stage passes to another is files under
+that does not is taken to read from all stages before it. Files outside the package that decide its
+results are named there too, `"files": ["figures/*.py"]`. What one stage passes to another is files under
 runs/<profile>, nothing else.
 """
 
@@ -18,10 +19,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from .cli import COMMANDS
 from .errors import UserError
 from .files import read_json, sha256_file, sha256_text
 
 PACKAGE = Path(__file__).parent
+LAUNCHER = "progress.py"  # starts `mmduet2` commands for others, who name them as strings
 NOT_OUTPUT = ("done", "executed", "logs", "manifest.json", ".lock")  # the runner's own
 
 
@@ -35,6 +38,7 @@ class Stage:
     parameters: tuple[str, ...]
     inputs: tuple[str, ...]
     cells: int
+    files: tuple[str, ...] = ()
 
 
 def load_stages(folder: Path) -> list[Stage]:
@@ -45,14 +49,15 @@ def load_stages(folder: Path) -> list[Stage]:
         try:
             cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
             code = [(cell["metadata"].get("tags", []), "".join(cell["source"])) for cell in cells]
-            wanted = book["metadata"].get("mmduet2", {}).get("inputs", names)
+            ours = book["metadata"].get("mmduet2", {})
+            wanted, files = ours.get("inputs", names), ours.get("files", [])
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a notebook of format 4 ({error!r}): save it anew.") from None
         inputs = [next((n for n in names if n == w or n.startswith(f"{w}_")), w) for w in wanted]
         if unknown := set(inputs) - set(names):
             raise UserError(f"{path} names {min(unknown)!r} as an input, which is no notebook before it.")
         stages.append(Stage(path.stem, path, json.dumps(code), _parameters(path, code), tuple(inputs),
-                            len(cells)))
+                            len(cells), tuple(files)))
     if not stages:
         raise UserError(f"{folder}/ holds no notebooks NN_*.ipynb: start from the folder of the repository.")
     return stages
@@ -82,6 +87,8 @@ def components(stage: Stage, given: dict, profile, done: dict[str, dict]) -> dic
              "parameters": sha256_text(json.dumps(given, sort_keys=True))}
     parts |= {f"module {path.relative_to(PACKAGE).as_posix()}": _source_hash(path)
               for path in sorted(modules_used(tuple(source for _, source in json.loads(stage.code))))}
+    parts |= {f"file {path}": sha256_file(path)
+              for pattern in stage.files for path in sorted(Path().glob(pattern)) if path.is_file()}
     return parts | {f"output of {name}": result_hash(done.get(name)) for name in stage.inputs}
 
 
@@ -106,8 +113,9 @@ def _source_hash(path: Path) -> str:
     return sha256_text(ast.dump(_tree(path))) if path.suffix == ".py" else sha256_file(path)
 
 
-def _mentioned(tree: ast.AST, package: str) -> set[str]:
-    """Dotted names under mmduet2kit that code imports, or holds as a string (to start a subprocess)."""
+def _mentioned(tree: ast.AST, package: str, launcher: bool = False) -> set[str]:
+    """Dotted names under mmduet2kit that code imports, or needs for a subprocess: the string `sft --profile ...`
+    stands for that command's module; `mmduet2` alone, as in a list of arguments, for all of them."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -117,7 +125,10 @@ def _mentioned(tree: ast.AST, package: str) -> set[str]:
             base = ".".join([*base, *([node.module] if node.module else [])])
             names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node.value in ("mmduet2", PACKAGE.name):
+            words = node.value.split()
+            if len(words) > 1 and words[0] in COMMANDS and words[1].startswith("--"):
+                names.add(COMMANDS[words[0]][0])
+            elif node.value in ("mmduet2", PACKAGE.name) and not launcher:
                 names.add(f"{PACKAGE.name}.cli")
             elif re.fullmatch(rf"{PACKAGE.name}(\.\w+)+(:\w+)?", node.value):
                 names.add(node.value.split(":")[0])
@@ -143,7 +154,7 @@ def modules_used(cells: tuple[str, ...]) -> frozenset[Path]:
             for path in (base / "__init__.py", base.with_suffix(".py") if depth else base):
                 if path.is_file() and path not in found:
                     found.add(path)
-                    todo |= _mentioned(_tree(path), _dotted(path.parent))
+                    todo |= _mentioned(_tree(path), _dotted(path.parent), path.name == LAUNCHER)
     data = {path for folder in {module.parent for module in found} for path in folder.iterdir()
             if path.is_file() and path.suffix not in (".py", ".pyc")}
     return frozenset(found | data)

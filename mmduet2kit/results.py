@@ -1,6 +1,6 @@
 """From evaluation files (results/eval/*.json) to the CSV files of the tables; a missing run is NOT RUN, never blank."""
 
-from .files import read_json, write_csv
+from .files import read_csv, read_json, write_csv
 from .profile import Profile
 
 PROACTIVE = ("pauc", "duplicate", "reply_turns")
@@ -26,6 +26,20 @@ def _proactive(found: dict | None, domain: str, interval: float) -> dict | None:
 
 def _rounded(row: dict) -> dict:
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def join_seeds(profile: Profile, name: str) -> list[dict]:
+    """Put <name>_seed<k>.csv of all seeds together as <name>.csv (figure5, threshold_sweep); returns the rows."""
+    paths = [profile.results / f"{name}_seed{seed}.csv" for seed in profile.seeds]
+    rows = [row for path in paths if path.exists() for row in read_csv(path)]
+    if rows:
+        write_csv(profile.results / f"{name}.csv", rows)
+    return rows
+
+
+def full_arm(profile: Profile) -> str:
+    """The model with the full reward at the ablation arms' number of steps: `rl` itself, or `rl-short`, kept on the way."""
+    return "rl" if profile.ablation.rl_steps == profile.rl.steps else "rl-short"
 
 
 class Tables:
@@ -99,8 +113,7 @@ class Tables:
 
     def table6(self) -> None:
         """All rows at the arms' number of steps: the full reward is the main run's model at that step."""
-        short = self.profile.ablation.rl_steps != self.profile.rl.steps
-        models = {"rl": "rl-short" if short else "rl"} | {f"rl-{arm}": f"rl-{arm}" for arm in self.profile.ablation.arms}
+        models = {"rl": full_arm(self.profile)} | {f"rl-{arm}": f"rl-{arm}" for arm in self.profile.ablation.arms}
         rows = [
             {"model": label, "domain": domain, "seed": seed}
             | self._row("T6", model, label, domain, seed, found, self.interval)
@@ -113,10 +126,9 @@ class Tables:
     def table7(self) -> None:
         """SFT at each interval without RL; RL at each interval on the SFT of the profile's; each tested at both."""
         base, fine = self.profile.video.train_interval, self.profile.video.test_interval
-        short = self.profile.ablation.rl_steps != self.profile.rl.steps
         models = {
             (fine, ""): f"sft-{fine:g}s", (base, ""): "sft",
-            (base, fine): f"rl-{fine:g}s", (base, base): "rl-short" if short else "rl",
+            (base, fine): f"rl-{fine:g}s", (base, base): full_arm(self.profile),
         }  # fmt: skip
         rows = [
             {"sft_interval": sft, "rl_interval": rl, "test_interval": test, "domain": domain, "seed": seed}

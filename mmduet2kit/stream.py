@@ -110,12 +110,14 @@ class Stream:
         self.cache = RaggedCache(model.config.text_config.num_hidden_layers, rows)
         self.positions = torch.zeros(rows, dtype=torch.long)
         self.pending: list[list[int]] = [[] for _ in range(rows)]
+        self.grid: tuple[int, int] | None = None  # rows and columns of tokens of a frame, known once one was seen
 
     def fork(self, copies: int) -> "Stream":
         """Every session repeated `copies` times, one after another."""
         other = Stream(self.model, self.encoder, self.image_processor, 0)
         other.cache, other.positions = self.cache.fork(copies), self.positions.repeat_interleave(copies)
         other.pending = [list(p) for p in self.pending for _ in range(copies)]
+        other.grid = self.grid
         return other
 
     @torch.no_grad()
@@ -137,13 +139,12 @@ class Stream:
         which = torch.tensor(rows)
         counts = torch.tensor([len(chunk) for chunk in chunks])
         ids = torch.tensor([chunk + [self.encoder.im_end] * (width - len(chunk)) for chunk in chunks], device=device)
-        relative = torch.zeros(3, len(rows), width, dtype=torch.long)
+        relative, steps = torch.zeros(3, len(rows), width, dtype=torch.long), torch.zeros(len(rows), dtype=torch.long)
         for i, chunk in enumerate(chunks):
-            layout, steps = self._layout(tuple(chunk))
-            relative[:, i, : len(chunk)] = layout
-            relative[:, i, len(chunk) :] = steps
+            places, steps[i] = layout(tuple(chunk), self.encoder.image_pad, self.grid)
+            relative[:, i, : len(chunk)] = places
         positions = (relative + self.positions[which][None, :, None]).to(device)
-        self.positions[which] += torch.tensor([self._layout(tuple(chunk))[1] for chunk in chunks])
+        self.positions[which] += steps
         embeddings = self.model.get_input_embeddings()(ids)
         seen = [f.reshape(-1, f.shape[-1]) for f in features if f is not None and len(f)]
         if seen:
@@ -159,11 +160,6 @@ class Stream:
             use_cache=True,
         ).last_hidden_state
         return hidden[torch.arange(len(rows)), counts - 1]
-
-    @lru_cache(maxsize=4096)  # noqa: B019 - a stream is short-lived
-    def _layout(self, chunk: tuple[int, ...]) -> tuple[torch.Tensor, int]:
-        """M-RoPE positions [3, n] of a chunk relative to its start, and by how much it moves the position on."""
-        return layout(chunk, self.encoder.image_pad, getattr(self, "grid", (1, 1)))
 
     @torch.no_grad()
     def speak(self, rows: Sequence[int], hidden: torch.Tensor, choose, max_new_tokens: int) -> list[Spoken]:
@@ -200,7 +196,8 @@ class Stream:
         return [out[row] for row in rows]
 
 
-def layout(chunk: Sequence[int], image_pad: int, grid: tuple[int, int]) -> tuple[torch.Tensor, int]:
+@lru_cache(maxsize=4096)
+def layout(chunk: tuple[int, ...], image_pad: int, grid: tuple[int, int] | None) -> tuple[torch.Tensor, int]:
     """M-RoPE positions [3, n] of a token chunk starting at 0, and the position after it.
 
     A frame of `grid` = (rows, columns) tokens spans max(rows, columns) positions; text tokens one each.

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -177,11 +178,27 @@ def test_modules_a_notebook_uses(tmp_path):
     assert {"files.py", "errors.py", "__init__.py"} <= names("from mmduet2kit import files")
     assert "runner.py" not in names("from mmduet2kit.files import read_json")
     assert {"runner.py", "plan.py", "guard.py"} <= names('subprocess.run(["mmduet2", "run"])')
+    assert "cli.py" not in names("from mmduet2kit.progress import run_commands")
+    assert {"train/sft.py", "chat.py"} <= names("run_commands([[f'sft --profile {PROFILE}']], 1)")
+    assert "runner.py" not in names("run_commands([[f'sft --profile {PROFILE}']], 1)")
     assert names("import numpy") == set() and "cli.py" in names("%magic")
     with pytest.raises(UserError, match="names '07'"):
         book = {"cells": [], "metadata": {"mmduet2": {"inputs": ["07"]}}}
         (tmp_path / "01_a.ipynb").write_text(json.dumps(book))
         plan.load_stages(tmp_path)
+
+
+def test_files_a_notebook_names_decide_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    book = {"cells": [], "metadata": {"mmduet2": {"files": ["rules/*.yaml"]}}}
+    (tmp_path / "01_a.ipynb").write_text(json.dumps(book))
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules" / "claims.yaml").write_text("a: 1")
+    stage, profile = plan.load_stages(tmp_path)[0], SimpleNamespace(hash=lambda: "x")
+    before = plan.components(stage, {}, profile, {})
+    (tmp_path / "rules" / "claims.yaml").write_text("a: 2")
+    after = plan.components(stage, {}, profile, {})
+    assert [name for name in after if after[name] != before[name]] == ["file rules/claims.yaml"]
 
 
 def test_broken_notebook_is_one_sentence(run_notebooks, tmp_path):

@@ -113,7 +113,7 @@ def test_layout_equals_transformers_rope_index(tiny_model):
     expected, _ = model.model.get_rope_index(
         tensor, (tensor == encoder.image_pad).int(), image_grid_thw=torch.tensor([[1, 4, 6]] * frames)
     )
-    got, end = layout(ids, encoder.image_pad, (2, 3))
+    got, end = layout(tuple(ids), encoder.image_pad, (2, 3))
     assert torch.equal(got, expected[:, 0])
     assert end == int(expected.max()) + 1
 

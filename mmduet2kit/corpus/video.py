@@ -51,7 +51,7 @@ def fit_size(width: float, height: float, max_tokens: int) -> tuple[int, int]:
     """(W, H), multiples of 28 with (W/28)*(H/28) <= max_tokens, as Qwen2.5-VL's `smart_resize` chooses them.
 
     Each side is rounded to the nearest multiple of 28 (at least 28); only when that is too much are both
-    shrunk, and nothing is enlarged further. Very long pictures are squeezed where `smart_resize` breaks the limit.
+    shrunk, and nothing is enlarged further. Very long pictures are squeezed to the limit.
     """
     if not (width > 0 and height > 0 and max_tokens >= 1):
         raise UserError(f"{width} x {height} pixels do not fit {max_tokens} tokens: give numbers above 0.")
@@ -84,9 +84,9 @@ def frames(path: Path | str, interval: float, *, max_tokens: int, start: float =
     """Yield (time in s, uint8 RGB [H, W, 3]) for each time (k-1)*interval in [start, end) below the duration.
 
     A frame is the last picture whose presentation time is not later. `start` and `end` cut the grid, they do
-    not shift it; what lies before `start` is decoded as well, since seeking is not exact. Rotation and mirroring
-    are applied, pixels made square, alpha dropped, colours converted by the file's tags (none: BT.601, as
-    FFmpeg does). All frames have the size that `fit_size` gives for the first picture.
+    not shift it; what lies before `start` is decoded too, since seeking is not exact. Rotation and mirroring
+    apply, pixels become square, alpha is dropped, colours follow the file's tags (none: as BT.601).
+    All frames have the size that `fit_size` gives for the first picture.
     Errors: UserError, before the first frame, for a file that is missing, empty, or without moving pictures;
     where it shows, for one that is damaged or ends earlier than it states by more than 1 s and 5 percent.
     strict=False passes over damage and missing ends.
@@ -164,7 +164,7 @@ def _pictures(path, container, stream, strict):
 
 
 def _check(path, container, stream, anything, reached):
-    """UserError if nothing was decoded, or the file's clock stops, at `reached`, well before the stated end."""
+    """UserError if nothing was decoded, or if `reached` on the file's clock is well before its stated end."""
     if anything is None:
         raise UserError(f"{path} holds no picture that can be decoded: fetch or encode the video again.")
     stated = Fraction(container.duration or 0, 1_000_000)
@@ -173,8 +173,8 @@ def _check(path, container, stream, anything, reached):
     elif tag := re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", "")):  # Matroska
         stated = sum(Fraction(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))
     if stated - reached > max(1, stated / 20):
-        raise UserError(f"{path} ends at {float(reached):.1f} s of the {float(stated):.1f} s it states: it was "
-                        "cut short; fetch or encode it again.")
+        raise UserError(f"{path} ends at {float(reached):.1f} s of the {float(stated):.1f} s it states: "
+                        "it was cut short; fetch or encode it again.")
 
 
 def _matrix(picture):
@@ -227,8 +227,8 @@ def decode_many(paths: Iterable[Path | str], interval: float, max_tokens: int, o
     """Decode videos into `out_dir`, in `workers` processes (1: this one): {source: file for `load_frames`}.
 
     A file is named by its source's SHA-256, interval and max_tokens and appears whole or not at all; one that
-    is there is not made again, so a killed call is taken up by calling again. Sources that raise UserError are
-    left out and stand in the ledger under "video decodes". `progress(done, total)` is called after each.
+    is there is not made again, so a killed call is taken up by calling again. Sources that raise UserError
+    stand only in the ledger, under "video decodes". `progress(done, total)` is called after each.
     """
     paths, out_dir, index, done = list(paths), Path(out_dir), {}, 0
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def decode_many(paths: Iterable[Path | str], interval: float, max_tokens: int, o
             if progress:
                 progress(done, len(paths))
     except BrokenProcessPool:
-        raise UserError(f"a process died while it decoded {paths[done]} or one of the files after it: free some "
+        raise UserError(f"a process died while it decoded {paths[done]} or one of the next files: free "
                         "memory or leave that file out, and start again to go on.") from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Tables, figures, claims and the report page: pure functions of results files. No models, nothing is measured here."""
+"""Tables, figures, claims and the report page: pure functions of results files; nothing is measured here."""
 
 import importlib.util
 from pathlib import Path
@@ -21,12 +21,12 @@ def scripts() -> dict[str, ModuleType]:
             found[path.stem] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(found[path.stem])
     if not found:
-        raise UserError(f"{FIGURES} holds no scripts: work in a checkout of the repository (pip install -e .).")
+        raise UserError(f"{FIGURES} holds no scripts: work in a checkout of the repository.")
     return found
 
 
 def redraw(data: Path | str, out: Path | str) -> list[Path]:
-    """Draw every figure and table of the results folder `data` into `out`, claims.json too; returns the files.
+    """Draw every figure and table of the results folder `data` into `out`, and claims.json; the files.
 
     Two runs over the same files write the same bytes. Missing input gives drawings that say NOT RUN.
     """

@@ -1,4 +1,4 @@
-"""The paper's claims as rules (figures/claims.yaml), applied to the paper's numbers first and then to the kit's."""
+"""The paper's claims as rules (figures/claims.yaml), applied to the paper's numbers and to the kit's."""
 
 import ast
 import itertools
@@ -13,21 +13,18 @@ import yaml
 from ..errors import UserError
 from ..files import write_json
 from .stats import Resampler, stages
-from .tables import FAIL, FIGURES, NOT_RUN, PAPER, Run, figure_of, number, select
+from .tables import FAIL, FIGURES, NOT_RUN, PAPER, NotRun, Run, figure_of, number, select
 
 MATCH, TREND, DIFFERS, FAIL_AS_PAPER = "MATCH", "TREND", "DIFFERS", "FAIL-AS-PAPER"
 VERDICTS = (MATCH, TREND, DIFFERS, FAIL_AS_PAPER, NOT_RUN)
 SURE = 0.975  # share of resamples in which a rule must hold: one side of a 95 percent interval
-_ALLOWED = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.keyword, ast.BinOp, ast.Add, ast.Sub, ast.Mult,
-            ast.Div, ast.BitAnd, ast.UnaryOp, ast.USub, ast.Compare, ast.Gt, ast.GtE, ast.Lt, ast.LtE)
-
-
-class Missing(Exception):
-    """A value that a claim needs is not in the results; its text says which."""
+_ALLOWED = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.keyword, ast.BinOp, ast.UnaryOp,
+            ast.Add, ast.Sub, ast.USub, ast.Mult, ast.Div, ast.BitAnd,
+            ast.Compare, ast.Gt, ast.GtE, ast.Lt, ast.LtE)
 
 
 def evaluate(text: str, functions: Mapping[str, Callable], **names):
-    """Value of an expression of numbers, names, + - * /, comparisons, & and the given functions, on arrays too.
+    """Value of an expression of numbers, names, + - * /, comparisons, & and the given functions; arrays too.
 
     Raises UserError for anything else: the syntax tree is checked before it is run.
     """
@@ -44,7 +41,7 @@ def evaluate(text: str, functions: Mapping[str, Callable], **names):
 
 @dataclass
 class Source:
-    """Where values come from: the paper's files or a run's. Values are looked up by seed ("" in the paper)."""
+    """Where values come from: the paper's files or a run's. Values stand by seed ("" in the paper)."""
 
     run: Run
     per_video: Resampler = field(default_factory=lambda: Resampler([]))
@@ -52,11 +49,11 @@ class Source:
     def __post_init__(self) -> None:
         self.tables = {k: self.run.rows(f"table{k}.csv") for k in range(2, 8)}
         self.curves = self.run.rows("figure5.csv")
-        for row in self.tables[3]:  # the paper gives no number of decisions, but both models saw the same videos
+        for row in self.tables[3]:  # the paper counts no decisions, but both models saw the same videos
             wall = number(row.get("wall_s"))
             row["wall_per_decision"] = "" if wall is None else wall / (number(row.get("decisions")) or 1)
 
-    def values(self, table: int | str, column: str, filters: Mapping) -> tuple[dict[str, float], bool, float | None]:
+    def values(self, table: int | str, column: str, filters: Mapping) -> tuple[dict, bool, float | None]:
         """({seed: value}, did a run FAIL, sample size of accuracies); a FAIL without a number is NaN."""
         where = f"table {table}: {column} of {', '.join(f'{k} {v}' for k, v in filters.items() if v != '')}"
         if table == "f5":
@@ -73,7 +70,8 @@ class Source:
                 found[seed] = float("nan")
         if not found:
             few = column == "duplicate" and any(number(r["duplicate"]) is not None for r in rows)
-            raise Missing(f"{where}: " + ("fewer than 10 gold turns with more than one reply" if few else "no value"))
+            why = "fewer than 10 gold turns with more than one reply" if few else "no value"
+            raise NotRun(f"{where}: {why}")
         sizes = [number(row.get("n")) for row in rows]
         return found, failed, sum(sizes) / len(set(found)) if all(sizes) else None
 
@@ -83,11 +81,11 @@ class Source:
             if number(row.get(metric)) is not None:
                 found.setdefault(row["seed"], []).append((float(row["step"]), float(row[metric])))
         if not found:
-            raise Missing(f"no curve of {metric} on {domain}")
+            raise NotRun(f"no curve of {metric} on {domain}")
         try:
             return {seed: stages(*zip(*sorted(points)))[feature] for seed, points in found.items()}
         except ValueError as error:
-            raise Missing(str(error)) from None
+            raise NotRun(str(error)) from None
 
 
 def _functions(lookup: Callable) -> dict[str, Callable]:
@@ -98,9 +96,9 @@ def _functions(lookup: Callable) -> dict[str, Callable]:
 
 
 def measure(claim: Mapping, source: Source) -> dict:
-    """A claim's value over one source: value, per seed, seeds, rule (held at the mean), held (share), interval, failed.
+    """A claim over one source: its value, whether the rule holds, its interval, as a dict.
 
-    Raises Missing when a number is not there.
+    Raises NotRun when a number is not there.
     """
     found: dict[tuple, tuple[dict, dict, bool]] = {}
 
@@ -111,9 +109,9 @@ def measure(claim: Mapping, source: Source) -> dict:
 
     for text in (claim["value"], claim["rule"], claim.get("guard", "0")):
         evaluate(text, _functions(collect), value=0.0)
-    seeds = sorted(set.intersection(*(set(values) for values, _, _ in found.values())), key=lambda s: number(s) or 0)
+    seeds = sorted(set.intersection(*(set(one[0]) for one in found.values())), key=lambda s: number(s) or 0)
     if not seeds:
-        raise Missing("no seed has all the values")
+        raise NotRun("no seed has all the values")
     common = {key: {seed: values[seed] for seed in seeds} for key, (values, _, _) in found.items()}
 
     def apply(pick: Callable) -> tuple:
@@ -134,7 +132,7 @@ def measure(claim: Mapping, source: Source) -> dict:
         many, rules, _ = apply(resample)
     usable = np.isfinite(many)
     drawn = usable.any() and (len(seeds) > 1 or below != {""})
-    return {"value": float(value), "per_seed": [float(one) for one in each], "seeds": seeds, "rule": bool(rule),
+    return {"value": float(value), "per_seed": list(map(float, each)), "seeds": seeds, "rule": bool(rule),
             "guard": bool(evaluate(claim.get("guard", "1"), functions, value=value)),
             "failed": any(failed for _, _, failed in found.values()),
             "interval": [float(p) for p in np.percentile(many[usable], [2.5, 97.5])] if drawn else None,
@@ -143,18 +141,18 @@ def measure(claim: Mapping, source: Source) -> dict:
 
 def verdict(claim: Mapping, kit: Mapping, paper: Mapping | None) -> tuple[str, str]:
     """(verdict, reason) of measured values; `paper` is None where the paper prints no number."""
-    if kit["failed"]:
-        if not (paper and paper["failed"]):
-            return DIFFERS, "FAIL in the kit's run, a number in the paper"
+    if kit["failed"] or claim.get("rule_is_failure") and kit["rule"]:
         if np.isfinite(kit["value"]) and not kit["rule"]:
-            return DIFFERS, f"FAIL in both, but the kit's value {kit['value']:.2f} breaks the rule: another failure"
-        return FAIL_AS_PAPER, "FAIL in the paper and in the kit's run"
+            return DIFFERS, f"FAIL in the kit's run, but the rule does not hold at {kit['value']:.2f}"
+        if paper and paper["failed"]:
+            return FAIL_AS_PAPER, "FAIL in the paper and in the kit's run"
+        return TREND if claim.get("fail_counts") else DIFFERS, "FAIL in the kit's run, a number in the paper"
     if not kit["guard"]:
         return DIFFERS, claim["guard_words"]
     if not kit["rule"]:
         return DIFFERS, f"the rule does not hold at {kit['value']:.2f}"
     if kit["held"] is not None and kit["held"] < SURE:
-        return DIFFERS, f"not shown: the rule holds in the mean, but only in {kit['held']:.0%} of the resamples"
+        return DIFFERS, f"not shown: the rule holds in the mean, but in {kit['held']:.0%} of resamples only"
     if paper is None or paper["failed"] or claim["tolerance"] is None:
         return TREND, "the rule holds; there is no number of the paper's to match"
     away = abs(kit["value"] - paper["value"])
@@ -171,7 +169,8 @@ def read_claims(path: Path = FIGURES / "claims.yaml") -> list[dict]:
         for choice in itertools.product(*loop.values()):
             made = dict(entry, id="-".join([entry["id"], *map(str, choice)]))
             for name, one in zip(loop, choice):
-                made = {k: v.replace(f"{{{name}}}", str(one)) if isinstance(v, str) else v for k, v in made.items()}
+                made = {key: text.replace(f"{{{name}}}", str(one)) if isinstance(text, str) else text
+                        for key, text in made.items()}
             claims.append(made)
     return claims
 
@@ -194,23 +193,23 @@ def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[di
         try:
             paper = measure({**claim, "guard": "1"}, theirs)
             said, _ = verdict({**claim, "tolerance": claim["tolerance"] or 0}, paper, paper)
-        except Missing:
+        except NotRun:
             said = NOT_RUN
         try:
             kit = measure(claim, ours)
             word, reason = (NOT_RUN, "smoke profile: its numbers mean nothing") if run.smoke else \
                 verdict(claim, kit, paper)
             reason = f"{reason} ({_how(kit)})"
-        except Missing as missing:
+        except NotRun as missing:
             word, reason = NOT_RUN, str(missing)
         shown = kit if kit and not run.smoke else {"per_seed": [], "seeds": [], "interval": None}
         entries.append({
             "id": claim["id"], "sentence": claim["sentence"], "unit": claim["unit"],
             "paper": None if paper is None else FAIL if paper["failed"] else _round(paper["value"]),
             "kit": [_round(value) if np.isfinite(value) else FAIL for value in shown["per_seed"]],
-            "seeds": shown["seeds"], "interval": shown["interval"] and [_round(end) for end in shown["interval"]],
-            "rule": f"value = {claim['value']}; {claim['rule']}", "tolerance": claim["tolerance"], "verdict": word,
-            "paper_verdict": said, "reason": reason, "source": claim["source"]})
+            "seeds": shown["seeds"], "interval": shown["interval"] and list(map(_round, shown["interval"])),
+            "rule": f"value = {claim['value']}; {claim['rule']}", "tolerance": claim["tolerance"],
+            "verdict": word, "paper_verdict": said, "reason": reason, "source": claim["source"]})
     return entries
 
 

@@ -1,4 +1,4 @@
-"""report.html: the verdicts, the tables, the figures, and what the run was made with, in one file without a network."""
+"""report.html: verdicts, tables, figures, and what the run was made with, in one file without a network."""
 
 import re
 from collections import Counter
@@ -17,9 +17,9 @@ HERE = Path(__file__).parent
 
 
 def write_report(run_dir: Path | str) -> Path:
-    """Judge the claims, draw, and write claims.json, figures/ and report.html into `run_dir` (runs/<profile>).
+    """Judge, draw, and write claims.json, figures/ and report.html into `run_dir` (runs/<profile>); its path.
 
-    Returns the page's path. What the results lack stands in it as NOT RUN.
+    What the results lack stands in it as NOT RUN.
     """
     from . import scripts
 
@@ -33,15 +33,17 @@ def write_report(run_dir: Path | str) -> Path:
             tables.append(script.draw.table(run.data))
         else:
             alt = paths[".txt"].read_text(encoding="utf-8").strip()
-            figures.append({"name": name, "title": script.draw.title, "alt": alt, "svg": _inline(paths[".svg"], name)})
-    attempts = [{"stage": stage, "attempt": k, **one} for stage, several in run.manifest.get("stages", {}).items()
+            figures.append({"name": name, "title": script.draw.title, "alt": alt,
+                            "svg": _inline(paths[".svg"], name)})
+    attempts = [{"stage": stage, "attempt": k, **one}
+                for stage, several in run.manifest.get("stages", {}).items()
                 for k, one in enumerate(several, start=1)]
     try:
         profile = load_profile(run.profile)
     except UserError:
         profile = None
-    page = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                       lstrip_blocks=True).get_template("page.html")
+    page = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True, lstrip_blocks=True).get_template("page.html")
     counts = Counter(claim["verdict"] for claim in claims)
     return write_atomic(run_dir / "report.html", page.render(
         css=Markup((HERE / "page.css").read_text()), run=run, claims=claims, tables=tables, figures=figures,

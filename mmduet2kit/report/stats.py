@@ -1,4 +1,4 @@
-"""Intervals and change points: two-level paired bootstrap over seeds and videos, three-piece lines over steps."""
+"""Intervals and change points: two-level paired bootstrap over seeds and videos, lines of three pieces."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ RATIOS = {"pauc": (100, "pauc_sum", "spans"), "duplicate": (100, "dup_sum", "dup
 class Resampler:
     """The same draws for every cell of a claim, which makes comparisons paired.
 
-    In a resample seeds are drawn with replacement and, within a domain, questions of the test videos; the draw of
-    videos is shared by all models, settings and seeds, because all of them saw the same videos.
+    In a resample seeds are drawn with replacement and, in each domain, the questions of the test videos. That
+    draw is shared by all models, settings and seeds, because all of them saw the same videos.
     """
 
     def __init__(self, per_video: Sequence[Mapping], resamples: int = RESAMPLES) -> None:
@@ -42,13 +42,14 @@ class Resampler:
         return cells
 
     def _rows_of(self, table: int, filters: Mapping, seed: str) -> list[Mapping]:
-        if table == 7:  # per_video.csv names the intervals: model "sft2-rl1" or "sft1", setting "1s"
-            model = f"sft{float(filters['sft_interval']):g}"
+        if table == 7:  # per_video.csv names the intervals: model "sft2s-rl1s" or "sft1s", setting "1s"
+            model = f"sft{float(filters['sft_interval']):g}s"
             if number(filters["rl_interval"]) is not None:
-                model += f"-rl{float(filters['rl_interval']):g}"
-            return self._cells.get(("T7", model, number(filters["test_interval"]), filters["domain"], seed), [])
+                model += f"-rl{float(filters['rl_interval']):g}s"
+            setting = number(filters["test_interval"])
+            return self._cells.get(("T7", model, setting, filters["domain"], seed), [])
         key = (filters.get("model"), None, filters.get("domain"), seed)
-        return self._cells.get((f"T{table}", *key)) or (self._cells.get(("T2", *key), []) if table == 6 else [])
+        return self._cells.get((f"T{table}", *key), [])
 
     def per_seed(self, table: int, column: str, filters: Mapping, seed: str) -> float | None:
         """A table's value computed from per_video.csv; None when it has no such rows."""
@@ -68,10 +69,11 @@ class Resampler:
         if domain not in self._counts:
             count = len(self._ids[domain])
             generator = np.random.default_rng([11, zlib.crc32(domain.encode())])
-            self._counts[domain] = generator.multinomial(count, [1 / count] * count, size=self.resamples).astype(float)
+            drawn = generator.multinomial(count, [1 / count] * count, size=self.resamples)
+            self._counts[domain] = drawn.astype(float)
         return self._counts[domain]
 
-    def cell(self, table: int, column: str, filters: Mapping, values: Mapping[str, float]) -> tuple[np.ndarray, str]:
+    def cell(self, table, column: str, filters: Mapping, values: Mapping) -> tuple[np.ndarray, str]:
         """Resampled mean over seeds of one table value, and what was resampled below the seeds.
 
         values: the point value of each seed. Returns ((resamples,), "videos" | "items" | ""): items are the
@@ -93,18 +95,18 @@ class Resampler:
             with np.errstate(invalid="ignore", divide="ignore"):
                 per_seed, below = factor * (weights @ sums[0]) / (weights @ sums[1]), "videos"
         elif filters.get("n") and column.startswith("accuracy"):
-            n, generator = int(filters["n"]), np.random.default_rng([13, zlib.crc32(repr(filters).encode())])
+            n, key = int(filters["n"]), zlib.crc32(repr(filters).encode())
             share = np.clip(per_seed / 100, 0, 1)
-            per_seed, below = 100 * generator.binomial(n, share) / n, "items"
+            per_seed, below = 100 * np.random.default_rng([13, key]).binomial(n, share) / n, "items"
         return np.take_along_axis(per_seed, places, axis=1).mean(axis=1), below
 
 
 def stages(steps: Sequence[float], values: Sequence[float]) -> dict[str, float]:
-    """Dip, growth and plateau of a curve by its best continuous line of three pieces; ValueError below six points.
+    """Dip, growth, plateau of a curve by its best line of three joined pieces; ValueError below six points.
 
-    Knots lie on evaluated steps and are chosen by least squares over all pairs. dip: fall over the first piece;
-    growth: rise over the second; plateau: size of the last piece's change over the growth (inf without growth);
-    first, second: the knots.
+    Knots lie on evaluated steps, chosen by least squares over all pairs. dip: fall over the first piece;
+    growth: rise over the second; plateau: size of the last piece's change over the growth (inf without
+    growth); first, second: the knots.
     """
     x, y = np.asarray(steps, float), np.asarray(values, float)
     if len(x) < 6:
@@ -112,12 +114,12 @@ def stages(steps: Sequence[float], values: Sequence[float]) -> dict[str, float]:
     best = None
     for i in range(1, len(x) - 2):
         for j in range(i + 1, len(x) - 1):
-            basis = np.stack([np.ones_like(x), x, np.maximum(x - x[i], 0), np.maximum(x - x[j], 0)], axis=1)
+            basis = np.stack([x**0, x, np.maximum(x - x[i], 0), np.maximum(x - x[j], 0)], axis=1)
             fit = basis @ np.linalg.lstsq(basis, y, rcond=None)[0]
             error = float(((fit - y) ** 2).sum())
             if best is None or error < best[0] - 1e-9:
                 best = error, i, j, fit
     _, i, j, fit = best
     growth, last = float(fit[j] - fit[i]), abs(float(fit[-1] - fit[j]))
-    return {"dip": float(fit[0] - fit[i]), "growth": growth, "plateau": last / growth if growth > 0 else float("inf"),
-            "first": float(x[i]), "second": float(x[j])}
+    return {"dip": float(fit[0] - fit[i]), "growth": growth, "first": float(x[i]), "second": float(x[j]),
+            "plateau": last / growth if growth > 0 else float("inf")}

@@ -17,7 +17,6 @@ from ..score.duplicates import MIN_MULTI_SPANS
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 PAPER = FIGURES / "data" / "paper"
-STUDY = FIGURES / "data" / "study"
 NOT_RUN, FAIL, NOTHING = "NOT RUN", "FAIL", "-"
 SMOKE = "Smoke profile: these numbers mean nothing; they show that the code runs. The paper's are left out."
 
@@ -56,11 +55,11 @@ class Run:
         return read_csv(self.data / name) if (self.data / name).is_file() else []
 
     def need(self, name: str):
-        """Rows of a CSV or content of a JSON file; NotRun when there is nothing in it."""
+        """Rows of a CSV or content of a JSON file; NotRun where there is nothing."""
         try:
             found = read_json(self.data / name) if name.endswith(".json") else self.rows(name)
         except UserError as error:
-            raise NotRun(f"{name}: {error}" if (self.data / name).exists() else f"{name} is missing") from None
+            raise NotRun(f"{name} is missing or damaged: {error}") from None
         if not found:
             raise NotRun(f"{name} is missing or empty")
         return found
@@ -72,7 +71,7 @@ class Run:
             return f"Kit: profile {self.profile}."
         if len(seeds) == 1:
             return f"Kit: profile {self.profile}, one seed ({seeds[0]})."
-        return f"Kit: profile {self.profile}, {len(seeds)} seeds ({', '.join(seeds)}); mean ± standard deviation."
+        return f"Kit: profile {self.profile}, {len(seeds)} seeds ({', '.join(seeds)}), mean ± deviation."
 
 
 def paper(name: str) -> list[dict[str, str]]:
@@ -97,13 +96,13 @@ def select(rows: Sequence[Mapping], **filters) -> list[Mapping]:
 
 
 def figure_of(row: Mapping, metric: str) -> float | None:
-    """A row's metric; None where Table 2's rule of few replies withholds the duplicate figure."""
-    few = number(row.get("multi_spans"))
-    return None if metric == "duplicate" and few is not None and few < MIN_MULTI_SPANS else number(row.get(metric))
+    """A row's metric; None also where Table 2's rule of few replies withholds the duplicates."""
+    few = number(row.get("multi_spans")) if metric == "duplicate" else None
+    return None if few is not None and few < MIN_MULTI_SPANS else number(row.get(metric))
 
 
 def cell(rows: Sequence[Mapping], metrics: str | Sequence[str], digits: int = 1, **filters) -> str:
-    """Metrics of the rows that match, mean over seeds, joined by slashes; NOT RUN, FAIL or - where there is none."""
+    """Metrics of the rows that match, mean over seeds, joined by slashes; or NOT RUN, FAIL, -."""
     found = [row for row in select(rows, **filters) if row.get("status", "ok") != NOT_RUN]
     good = [row for row in found if row.get("status", "ok") != FAIL]
     if not good:
@@ -130,17 +129,18 @@ class Table:
 
     def write(self, out: Path) -> list[Path]:
         """<out>/<name>.md, .tex and .csv."""
-        md = [f"**{self.title}**", "", *("| " + " | ".join(row) + " |" for row in
-              [self.header, ["---"] * len(self.header), *self.rows]), "", *(f"- {note}" for note in self.notes)]
+        bars = [self.header, ["---"] * len(self.header), *self.rows]
+        md = [f"**{self.title}**", "", *("| " + " | ".join(row) + " |" for row in bars), ""]
+        md += [f"- {note}" for note in self.notes]
+        body = [" & ".join(map(latex, row)) + r" \\" for row in [self.header, *self.rows]]
         tex = [r"\begin{table}", rf"\caption{{{latex(self.title)}}}",
-               rf"\begin{{tabular}}{{{'l' * len(self.header)}}}", r"\hline",
-               *(" & ".join(map(latex, row)) + r" \\" + (r" \hline" if row is self.header else "")
-                 for row in [self.header, *self.rows]),
-               r"\hline", r"\end{tabular}", *(rf"\par {latex(note)}" for note in self.notes), r"\end{table}"]
+               rf"\begin{{tabular}}{{{'l' * len(self.header)}}}", r"\hline", body[0], r"\hline", *body[1:],
+               r"\hline", r"\end{tabular}",
+               *(rf"\par {latex(note)}" for note in self.notes), r"\end{table}"]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
-        return [write_atomic(out / f"{self.name}.{kind}", content) for kind, content in
-                (("md", "\n".join(md) + "\n"), ("tex", "\n".join(tex) + "\n"), ("csv", text.getvalue()))]
+        made = {"md": "\n".join(md) + "\n", "tex": "\n".join(tex) + "\n", "csv": text.getvalue()}
+        return [write_atomic(out / f"{self.name}.{kind}", content) for kind, content in made.items()]
 
 
 def latex(text: str) -> str:
@@ -150,10 +150,10 @@ def latex(text: str) -> str:
     return "".join(signs.get(sign, sign) for sign in text)
 
 
-def beside(run: Run, name: str, title: str, lines: Sequence, columns: Sequence, notes: Sequence[str] = ()) -> Table:
-    """A table with a paper row and a kit row for every line, from <name's first word>: tab2_x reads table2.csv.
+def beside(run: Run, name: str, title: str, lines: Sequence, columns: Sequence, notes: list[str]) -> Table:
+    """A table with a paper row and a kit row for every line; tab2_x reads the two table2.csv.
 
-    lines: (label, filters in the paper's file or None, filters in the kit's or None); columns: (header, metrics,
+    lines: (label, filters in the paper's file or None, in the kit's or None); columns: (header, metrics,
     filters, digits). A smoke run gets no paper rows.
     """
     file = f"table{name[3]}.csv"
@@ -161,14 +161,15 @@ def beside(run: Run, name: str, title: str, lines: Sequence, columns: Sequence, 
     for label, *both in lines:
         for who, source, filters in zip(("paper", "kit"), (theirs, ours), both):
             if filters is not None and not (run.smoke and who == "paper"):
-                cells = [cell(source, metrics, digits, **filters, **extra) for _, metrics, extra, digits in columns]
-                rows.append([label, who, *(NOTHING if who == "paper" and text == NOT_RUN else text for text in cells)])
+                cells = [cell(source, what, digits, **filters, **more) for _, what, more, digits in columns]
+                none = NOTHING if who == "paper" else NOT_RUN
+                rows.append([label, who, *(none if text == NOT_RUN else text for text in cells)])
     last = [SMOKE] if run.smoke else []
     return Table(name, title, ["", "from", *(c[0] for c in columns)], rows, [*notes, run.line(ours), *last])
 
 
 def drawing(build: Callable[[Run], Table]) -> Callable[[Path, Path], list[Path]]:
-    """Make of `build(run) -> Table` the script's `draw(data, out) -> files`; `draw.table(data)` gives the Table."""
+    """Make of `build(run) -> Table` the script's `draw(data, out) -> files`; draw.table(data): the Table."""
     @functools.wraps(build)
     def draw(data: Path, out: Path) -> list[Path]:
         return draw.table(data).write(Path(out))
@@ -180,7 +181,7 @@ def drawing(build: Callable[[Run], Table]) -> Callable[[Path, Path], list[Path]]
 def main(draw: Callable[[Path, Path], list[Path]]) -> None:
     """The command line of a script in figures/."""
     parser = argparse.ArgumentParser(description=draw.__doc__)
-    parser.add_argument("--data", type=Path, default=STUDY, help="results folder (default: the committed run)")
+    parser.add_argument("--data", type=Path, default=FIGURES / "data" / "study", help="results folder")
     parser.add_argument("--out", type=Path, default=FIGURES / "out", help="where the files go")
     args = parser.parse_args()
     print(*draw(args.data, args.out), sep="\n")

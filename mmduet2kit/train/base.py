@@ -7,7 +7,7 @@ from ..corpus.build import Dataset
 from ..corpus.questions import QUESTIONS
 from ..corpus.world import SUBTITLES
 from ..dialogue import PROACTIVE_SYSTEM
-from ..model import make_model, make_processor, save, train_tokenizer
+from ..model import load_processor, make_model, make_processor, save, train_tokenizer
 from ..profile import Profile, add_profile_arguments, load_profile
 from .sft import train
 
@@ -19,6 +19,13 @@ def base_texts(dataset: Dataset, interval: float) -> list[str]:
     return texts + [PROACTIVE_SYSTEM] * 4
 
 
+def processor_for(profile: Profile, dataset: Dataset):
+    """The processor of the profile's model; the tiny one's tokenizer is trained on the training texts."""
+    if profile.model.path:
+        return load_processor(profile.model.path)
+    return make_processor(train_tokenizer(base_texts(dataset, profile.video.train_interval), profile.model.vocabulary))
+
+
 def train_base(profile: Profile, dataset: Dataset, out: Path, seed: int) -> Path:
     """Make the tiny model and teach it to caption; `out` becomes an ordinary Hugging Face folder.
 
@@ -28,8 +35,8 @@ def train_base(profile: Profile, dataset: Dataset, out: Path, seed: int) -> Path
         return Path(profile.model.path)
     start = out.with_name(out.name + ".start")
     if not (start / "config.json").exists():
-        tokenizer = train_tokenizer(base_texts(dataset, profile.video.train_interval), profile.model.vocabulary)
-        save(make_model(profile.model, tokenizer, seed), make_processor(tokenizer), start)
+        processor = processor_for(profile, dataset)
+        save(make_model(profile.model, processor.tokenizer, seed), processor, start)
     log = profile.results / f"train_base_seed{seed}.csv"
     return train(profile, profile.base, dataset.offline("sft"), dataset, start, out, log, seed)
 

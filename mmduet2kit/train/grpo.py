@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 from ..corpus.build import Dataset
 from ..dialogue import Segment
 from ..files import read_csv, write_csv
-from ..model import freeze_vision, load, load_processor, pixels, save
+from ..model import freeze_vision, load_model, load_processor, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile
 from ..score import MemoJudge, get_judge
 from .common import CsvLog, StopOnTerm, encoder_for, last_checkpoint, plain_arguments
@@ -186,13 +186,17 @@ def train(
     if (out / "config.json").exists():
         return out
     torch.set_num_threads(profile.threads)
-    model, processor = load(start, profile.model.dtype, profile.model.attention)
-    original = processor.image_processor
+    partial = out.with_name(out.name + ".partial")
+    checkpoint = last_checkpoint(partial)
+    # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
+    # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
+    model = load_model(checkpoint or start, profile.model.dtype, profile.model.attention)
+    processor = load_processor(start)
     if rl.freeze_vision:
         freeze_vision(model)
     batch = rl.prompts * rl.group
     arguments = GRPOConfig(
-        output_dir=str(out.with_name(out.name + ".partial")),
+        output_dir=str(partial),
         max_steps=rl.steps,
         per_device_train_batch_size=rl.micro_batch,
         gradient_accumulation_steps=batch // rl.micro_batch,
@@ -230,11 +234,10 @@ def train(
     trainer.remove_callback(PrinterCallback)
     if keep:
         trainer.add_callback(Keep(*keep, load_processor(start)))
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(arguments.output_dir)))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if stop.asked:
         sys.exit(143)
-    processor.image_processor = original
-    return save(model, processor, out)
+    return save(model, load_processor(start), out)
 
 
 ARMS = {"no_pauc": 0, "no_rep": 1, "no_in_span": 2, "no_pfx": 3}  # Table 6: the weight that is set to zero

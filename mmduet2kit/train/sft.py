@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ..corpus.build import Dataset
 from ..dialogue import NO_REPLY, Dialogue
-from ..model import freeze_vision, load, save
+from ..model import freeze_vision, load_model, load_processor, save
 from ..profile import Fit, Profile, add_profile_arguments, load_profile
 from .common import Collator, CsvLog, StopOnTerm, fit_arguments, last_checkpoint
 
@@ -53,7 +53,12 @@ def train(
     if (out / "config.json").exists():
         return out
     torch.set_num_threads(profile.threads)
-    model, processor = load(start, profile.model.dtype, profile.model.attention)
+    partial = out.with_name(out.name + ".partial")
+    checkpoint = last_checkpoint(partial)
+    # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
+    # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
+    model = load_model(checkpoint or start, profile.model.dtype, profile.model.attention)
+    processor = load_processor(start)
     if fit.freeze_vision:
         freeze_vision(model)
     if decide:
@@ -61,7 +66,7 @@ def train(
         model.threshold_head = nn.Linear(model.config.text_config.hidden_size, 1)
     rows = Rows.from_dict({"row": np.random.default_rng(seed).permutation(len(dialogues)).tolist()})
     arguments = SFTConfig(
-        **fit_arguments(profile, fit, seed, out.with_name(out.name + ".partial")),
+        **fit_arguments(profile, fit, seed, partial),
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
@@ -75,7 +80,7 @@ def train(
         callbacks=[CsvLog(log, {"loss": "loss"}, fit.steps), stop],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(arguments.output_dir)))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if stop.asked:
         sys.exit(143)
     if decide:

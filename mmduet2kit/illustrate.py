@@ -1,0 +1,119 @@
+"""What the paper's Figures 1 to 4 show and dataset.json, as results files; notebooks 01, 02 and 04 call this.
+
+It is report code: `figure3` is the one place outside evaluation that opens the onsets.
+"""
+
+import io
+import re
+
+from PIL import Image
+
+from .corpus.build import Dataset
+from .corpus.films import load_scenes
+from .corpus.world import COLOURS, MOTIONS, SHAPES, Scene
+from .dialogue import NO_REPLY, Dialogue
+from .files import read_json, write_atomic, write_json
+from .profile import Profile
+from .score import MemoJudge, best_blind_score, get_judge
+
+IMMEDIATE_S = 0.5  # a gold span shorter than this is an immediate answer (upstream evaluator)
+
+
+def sentences() -> tuple[list[str], list[str]]:
+    """(all captions of the world, the same things without their motions): what one can say in it."""
+    things = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    captions = [Scene(0, 1, 0, *thing, motion).caption for thing in things for motion in MOTIONS]
+    return captions, [f"A {colour} {shape}." for colour, shape in things]
+
+
+def dataset_json(profile: Profile, dataset: Dataset) -> dict:
+    """dataset.json: videos by split and domain, filter ledger, share of NO REPLY, what guessing would earn (of 4)."""
+    scenes = {split: load_scenes(dataset.folder, split) for split in profile.world.counts}
+    dialogues = dataset.sft(profile.video.train_interval)
+    turns = [turn.reply for d in dialogues for turn in d.turns if turn.reply is not None]
+    golds = {
+        "training": [g.text for d in dialogues for g in d.gold if g.end - g.start >= IMMEDIATE_S],
+        "test": [answer["content"] for record in dataset.benchmark("test") for answer in record["answer"]],
+    }
+    judge, candidates = MemoJudge(get_judge("exact")), sum(sentences(), [])
+    found = {
+        "counts": profile.world.counts,
+        "splits_disjoint": len({r["video"] for rows in scenes.values() for r in rows}) == sum(map(len, scenes.values())),
+        "dialogues": {kind: sum(d.kind == kind for d in dialogues) for kind in ("1QnA", "nQnA")},
+        "rl_segments": len(dataset.rl(profile.video.train_interval)),
+        "ledger": read_json(dataset.folder / "ledger.json"),
+        "no_reply_share": round(turns.count(NO_REPLY) / len(turns), 4),
+        "best_blind_score": {name: round(best_blind_score(texts, candidates, judge), 4) for name, texts in golds.items()},
+    }
+    write_json(profile.results / "dataset.json", found)
+    return found
+
+
+def _stills(profile: Profile, dataset: Dataset, shown: Dialogue, indices: list[int], name: str) -> list[dict]:
+    """Save these frames as results/frames/<name>_<k>.png; [{"time", "image"}]."""
+    out = []
+    for k, (index, pixels) in enumerate(zip(indices, dataset.frames(shown, indices), strict=True)):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        write_atomic(profile.results / "frames" / f"{name}_{k:02d}.png", buffer.getvalue())
+        out.append({"time": index * shown.interval, "image": f"frames/{name}_{k:02d}.png"})
+    return out
+
+
+def example(dialogues: list[Dialogue], kind: str) -> Dialogue | None:
+    """A typical dialogue of a kind: about four answers, and an immediate one in an nQnA; None where there is none."""
+    found = [d for d in dialogues if d.kind == kind]
+    return max(found, key=lambda d: (any(g.end - g.start < IMMEDIATE_S for g in d.gold), -abs(len(d.gold) - 4)), default=None)
+
+
+def figure1(profile: Profile, dataset: Dataset) -> dict:
+    """figure1.json: one dialogue of each kind."""
+    types = {}
+    for kind in ("1QnA", "nQnA"):
+        if d := example(dataset.sft(profile.video.train_interval), kind):
+            indices = d.frame_indices()
+            spans = [(g, g.end - g.start < IMMEDIATE_S) for g in d.gold]
+            types[kind] = {
+                "duration": max(d.times()),
+                "frames": _stills(profile, dataset, d, indices[:: -(-len(indices) // 10)], f"figure1_{kind}"),
+                "questions": [{"time": t, "text": turn.text} for t, turn in zip(d.times(), d.turns) if turn.text],
+                "replies": [{"start": g.start, "end": g.end, "text": g.text, "question": g.question}
+                            for g, immediate in spans if not immediate],
+                "immediate": [{"time": round((g.start + g.end) / 2, 2), "text": g.text} for g, short in spans if short],
+            }  # fmt: skip
+    found = {"title": "Proactive dialogues", "types": types}
+    write_json(profile.results / "figure1.json", found)
+    return found
+
+
+def figure2(profile: Profile, encoder, shown: Dialogue) -> dict:
+    """figure2.json: the encoded ids of a dialogue as text, special tokens included, a segment a message."""
+    text = encoder.tokenizer.decode(encoder.encode(shown).ids)
+    parts = re.split(r"(?=<\|im_start\|>)", text)[1:]
+    found = {"segments": [{"role": re.match(r"<\|im_start\|>(\w+)", part)[1], "text": part} for part in parts]}
+    write_json(profile.results / "figure2.json", found)
+    return found
+
+
+def figure3(profile: Profile, dataset: Dataset) -> dict:
+    """figure3.json: of the WEB test videos' scenes the one whose onset is hidden longest."""
+    onsets = read_json(dataset.folder / "onsets" / "test.json")
+    records = [r for r in load_scenes(dataset.folder, "test") if r["domain"] == "WEB"]
+    pairs = [(r, s, o) for r in records for s, o in zip(r["scenes"], onsets[r["name"]], strict=True)]
+    record, scene, onset = max(pairs, key=lambda pair: pair[2] - pair[1]["start"])
+    shown = Dialogue(record["name"], record["video"], profile.video.test_interval, ())
+    frames = _stills(profile, dataset, shown, list(range(int(record["duration"] / shown.interval))), "figure3")
+    for frame in frames:
+        frame["in_scene"] = scene["start"] <= frame["time"] < scene["end"]
+    found = {"frames": frames, "caption": scene["caption"], "span": [scene["start"], scene["end"]], "onset": onset}
+    write_json(profile.results / "figure3.json", found)
+    return found
+
+
+def figure4(profile: Profile) -> dict:
+    """figure4.json: two replies in a span of 10 s; a higher score, or the same score earlier, is better (section 4.3.2)."""
+    better = [("higher score", [[3, 1], [7, 2]]), ("earlier", [[3, 1], [5, 1.5]])]
+    found = {"span": [0, 10], "max_score": 2, "initial": 0.5, "replies": [[3, 1], [7, 1.5]],
+             "alternatives": [{"name": name, "replies": replies} for name, replies in better]}  # fmt: skip
+    write_json(profile.results / "figure4.json", found)
+    return found

@@ -1,0 +1,133 @@
+"""Figures and tables: pure functions of results files, complete, byte-stable, honest about what is missing."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_results
+import pytest
+
+from mmduet2kit.files import read_csv, write_csv
+from mmduet2kit.report import redraw, scripts, tables
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "figures").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three fake runs: one seed, three seeds, smoke."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {"one": ((1,), "tiny"), "three": ((1, 2, 3), "tiny"), "smoke": ((1,), "smoke")}
+    return {name: fake_results.make(folder / name, *how) for name, how in made.items()}
+
+
+def test_every_figure_and_table_has_a_short_script():
+    numbers = sorted(int(name[3]) for name in NAMES if name[:3] in ("fig", "tab"))
+    assert numbers == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 7]
+    assert set(scripts()) == set(NAMES)
+    for name in NAMES:
+        assert len((ROOT / "figures" / f"{name}.py").read_text().splitlines()) <= 120, name
+
+
+def test_drawing_needs_no_model_library():
+    code = ("import sys; from mmduet2kit.report import scripts; scripts();"
+            "print([m for m in ('torch', 'transformers', 'trl', 'matplotlib.pyplot') if m in sys.modules])")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+def test_redraw_is_complete_quick_and_byte_stable(runs, tmp_path):
+    started = time.monotonic()
+    first = redraw(runs["three"], tmp_path / "a")
+    assert time.monotonic() - started < 60
+    code = f"from mmduet2kit.report import redraw; redraw({str(runs['three'])!r}, {str(tmp_path / 'b')!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={"MPLCONFIGDIR": str(tmp_path / "c"),
+                                                                             "PYTHONHASHSEED": "7", "PATH": ""})
+    for path in first:
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    kinds = {name: {p.suffix for p in first if p.stem == name} for name in NAMES}
+    for name, found in kinds.items():
+        assert found == ({".md", ".tex", ".csv"} if name.startswith("tab") else {".svg", ".pdf", ".png", ".txt", ".csv"})
+    assert not list((tmp_path / "a").glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_input_prints_not_run(name, tmp_path):
+    for path in scripts()[name].draw(tmp_path / "nothing", tmp_path):
+        assert path.stat().st_size > 0
+        if path.suffix in (".md", ".txt"):
+            assert "NOT RUN" in path.read_text()
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"types": 3}', '{"frames": [], "caption": "", "span": [0, 1], "onset": 0}'])
+@pytest.mark.parametrize("figure", ["figure1", "figure2", "figure3", "figure4"])
+def test_damaged_json_prints_not_run(figure, broken, tmp_path):
+    (tmp_path / f"{figure}.json").write_text(broken)
+    script = next(script for name, script in scripts().items() if name.startswith(f"fig{figure[-1]}"))
+    assert "NOT RUN" in next(p for p in script.draw(tmp_path, tmp_path) if p.suffix == ".txt").read_text()
+
+
+def test_header_without_rows_is_not_run(tmp_path):
+    write_csv(tmp_path / "figure5.csv", [], ["seed", "step", "domain", "pauc", "duplicate", "reply_turns"])
+    paths = scripts()["fig5_dynamics"].draw(tmp_path, tmp_path / "out")
+    assert "NOT RUN" in next(p for p in paths if p.suffix == ".txt").read_text()
+
+
+def test_alt_text_and_data_stand_beside_each_figure(runs, tmp_path):
+    for name in NAMES:
+        if not name.startswith("tab"):
+            paths = {p.suffix: p for p in scripts()[name].draw(runs["one"], tmp_path)}
+            assert len(paths[".txt"].read_text()) > 80 and "NOT RUN" not in paths[".txt"].read_text()
+            assert read_csv(paths[".csv"])
+
+
+def test_tables_put_the_papers_numbers_beside_the_kits_and_say_the_seeds(runs):
+    three = scripts()["tab2_proactive"].draw.table(runs["three"])
+    rows = {(row[0], row[1]): row for row in three.rows}
+    assert rows["MMDuet2 rl", "paper"][2:] == ["53.3 / 4.2", "33.6 / 8.1", "43.4 / 1.0", "28.9 / 15.2"]
+    assert "±" in rows["MMDuet2 rl", "kit"][2] and any("3 seeds (1, 2, 3)" in note for note in three.notes)
+    one = scripts()["tab2_proactive"].draw.table(runs["one"])
+    assert any("one seed" in note for note in one.notes) and "±" not in str(one.rows)
+    six = {(row[0], row[1]): row for row in scripts()["tab6_rewards"].draw.table(runs["three"]).rows}
+    assert six["- r_in_span", "paper"][2:] == ["62.7 / 9.6 / 8.4", "FAIL"] and six["- r_in_span", "kit"][3] == "FAIL"
+    assert ("- r_PAUC (ours)", "kit") in six and ("- r_PAUC (ours)", "paper") not in six
+
+
+def test_smoke_numbers_never_stand_beside_the_papers(runs, tmp_path):
+    for name, script in scripts().items():
+        if name.startswith("tab"):
+            table = script.draw.table(runs["smoke"])
+            assert "paper" not in {row[1] for row in table.rows} and tables.SMOKE in table.notes, name
+        else:
+            assert tables.SMOKE in next(p for p in script.draw(runs["smoke"], tmp_path) if p.suffix == ".txt").read_text()
+    text = (tmp_path / "fig5_dynamics.txt").read_text()
+    assert "450" not in text
+
+
+def test_few_replies_and_failed_seeds():
+    rows = [{"seed": 1, "duplicate": 50, "multi_spans": 9, "status": "ok"}, {"seed": 2, "duplicate": 10, "multi_spans": 10}]
+    assert tables.cell(rows[:1], "duplicate") == "-"
+    assert tables.cell(rows, "duplicate") == "10.0"
+    assert tables.cell([{"pauc": 30, "status": "ok"}, {"pauc": "", "status": "FAIL"}], "pauc") == "30.0 (FAIL: 1 of 2 seeds)"
+    assert tables.cell([{"pauc": "", "status": "NOT RUN"}], "pauc") == "NOT RUN" == tables.cell([], "pauc")
+
+
+def test_latex_is_escaped():
+    assert tables.latex("50% of r_rep & ±") == r"50\% of r\_rep \& $\pm$"
+
+
+def test_the_papers_numbers_name_their_source():
+    for path in tables.PAPER.glob("*.csv"):
+        rows = read_csv(path)
+        assert rows and all(row["source"].startswith(("Table", "Section")) for row in rows), path.name
+    assert sum(int(row["videos"]) for row in tables.paper("table1.csv")) == 52771  # "around 52k videos"
+
+
+def test_command_line(runs, tmp_path):
+    command = [sys.executable, "figures/tab3_speed.py", "--data", str(runs["one"]), "--out", str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    assert said.returncode == 0, said.stderr
+    assert (tmp_path / "tab3_speed.md").exists() and json.dumps("172.0")[1:-1] in (tmp_path / "tab3_speed.csv").read_text()

@@ -1,0 +1,136 @@
+"""Multi-turn GRPO: what TRL's training forward sees is what the rollout saw (design, rule 2)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmduet2kit.corpus.dialogues import build_dialogue, build_segments
+from mmduet2kit.corpus.films import annotate
+from mmduet2kit.corpus.world import plan
+from mmduet2kit.profile import load_profile
+from mmduet2kit.train import grpo
+
+from tiny_models import tiny_folder, tiny_model  # noqa: F401
+
+
+class FakeDataset:
+    """Random frames, the same for the same video and index."""
+
+    def frames(self, dialogue, indices=None):
+        wanted = dialogue.frame_indices() if indices is None else indices
+        seed = sum(dialogue.video.encode())
+        return np.stack([np.random.default_rng((seed, i)).integers(0, 255, (56, 56, 3), np.uint8) for i in wanted])
+
+
+def make_segments(count=6):
+    profile, rng, out = load_profile("tiny"), np.random.default_rng(0), []
+    for index in range(count):
+        record = annotate(plan(profile.world, "rl", "train_web", index), "rl")
+        out += build_segments(profile, build_dialogue(profile, record, rng, 2.0), rng, 1)
+    return out
+
+
+class LengthJudge:
+    """Random weights never say a fact: a judge by length gives the group's rewards something to differ in."""
+
+    name = "length"
+
+    def correctness(self, question, gold, prediction, max_score):
+        return float(len(prediction) % (max_score + 1))
+
+    def covered(self, history, text):
+        return text in history
+
+
+@pytest.fixture
+def run_grpo(tiny_folder, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(grpo, "get_judge", lambda name: LengthJudge())
+
+    def go(name, steps, save_steps=100, spy=None, **change):
+        profile = load_profile("tiny")
+        settings = dict(
+            steps=steps, prompts=2, group=4, micro_batch=4, max_new_tokens=8, save_steps=save_steps, temperature=1.2,
+            freeze_vision=False, lr=1e-3,
+        )  # fmt: skip
+        rl = profile.rl.model_copy(update=settings | change)
+        original = grpo.ProactiveGRPO.__init__
+
+        def init(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            if spy:
+                spy(self)
+
+        grpo.ProactiveGRPO.__init__ = init
+        try:
+            return grpo.train(
+                profile, rl, make_segments(), FakeDataset(), tiny_folder, tmp_path / name, tmp_path / f"{name}.csv", 3
+            )
+        finally:
+            grpo.ProactiveGRPO.__init__ = original
+
+    return go
+
+
+def rows(path: Path):
+    from mmduet2kit.files import read_csv
+
+    return read_csv(path)
+
+
+def test_images_reach_the_forward_logprobs_agree_and_all_parameters_train(run_grpo, tmp_path):
+    calls, start = [], {}
+
+    def spy(trainer):
+        start.update({n: p.detach().clone() for n, p in trainer.model.named_parameters()})
+        forward = trainer.model.model.forward
+
+        def watched(*args, **kwargs):
+            ids = kwargs["input_ids"]
+            calls.append(
+                (int((ids == trainer.encoder.image_pad).sum()), len(kwargs["pixel_values"]), kwargs["image_grid_thw"])
+            )
+            return forward(*args, **kwargs)
+
+        trainer.model.model.forward = watched
+
+    out = run_grpo("a", 2, spy=spy)
+    assert calls
+    for image_tokens, patches, grid in calls:  # every micro-batch: pixels, grids and placeholders tell the same number
+        assert image_tokens > 0
+        assert patches == int(grid.prod(1).sum()) == 4 * image_tokens
+    log = rows(tmp_path / "a.csv")
+    assert len(log) == 2
+    assert all(float(row["logprob_gap"]) < 1e-4 for row in log)
+    from mmduet2kit.model import load
+
+    after = dict(load(out)[0].named_parameters())
+    moved = [n for n, p in start.items() if not torch.equal(p, after[n])]
+    assert len(moved) > 0.9 * len(start)
+    assert any(n.startswith("model.visual.blocks") for n in moved)
+
+
+def test_resumed_run_repeats_the_losses(run_grpo, tmp_path):
+    run_grpo("whole", 4, save_steps=2)
+    whole = rows(tmp_path / "whole.csv")
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_three(trainer):
+        generate = trainer._generate
+
+        def limited(prompts):
+            if trainer.state.global_step == 3:
+                raise Stop
+            return generate(prompts)
+
+        trainer._generate = limited
+
+    with pytest.raises(Stop):
+        run_grpo("killed", 4, save_steps=2, spy=stop_after_three)
+    run_grpo("killed", 4, save_steps=2)
+    again = rows(tmp_path / "killed.csv")
+    for name in ("loss", "reward", "reply_turns", "pauc"):
+        assert [float(r[name]) for r in again] == pytest.approx([float(r[name]) for r in whole], abs=1e-6), name

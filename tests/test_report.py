@@ -1,0 +1,78 @@
+"""report.html: one self-contained page, verdicts first, readable without a network, honest about what is missing."""
+
+import html.parser
+import json
+import re
+
+import fake_results
+import pytest
+
+from mmduet2kit.report import write_report
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    fake_results.make(run_dir, (1, 2, 3))
+    return write_report(run_dir)
+
+
+class Balance(html.parser.HTMLParser):
+    """Counts open elements and collects ids."""
+
+    VOID = {"meta", "br", "img", "link", "path", "use"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for key, value in attrs if key == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.ids += [value for key, value in attrs if key == "id"]
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_no_network(page):
+    text = page.read_text(encoding="utf-8")
+    balance = Balance()
+    balance.feed(text)
+    assert balance.open == [] and len(balance.ids) == len(set(balance.ids))
+    assert not re.search(r'(src|href)="(?!#|data:)', text.replace('xlink:href="#', 'href="#'))
+    assert "<script" not in text and "@import" not in text and "viewport" in text
+
+
+def test_order_and_content(page):
+    text = page.read_text(encoding="utf-8")
+    places = [text.index(f'id="{name}"') for name in ("verdicts", "tables", "figures", "cost", "made", "expect")]
+    assert places == sorted(places)
+    for part in ("Table 1.", "Table 7.", "Figure 1.", "Figure 5.", "53.3 / 4.2", "FAIL-AS-PAPER", "137", "terminated", "killed",
+                 "FAKE &lt;platform&gt;", "Not comparable", "Known deviations"):
+        assert part in text, part
+    assert text.count('role="img"') == 6 and 'aria-label=""' not in text
+    claims = json.loads((page.parent / "claims.json").read_text())
+    assert all(claim["id"] in text for claim in claims)
+    assert {"id", "paper", "kit", "interval", "rule", "verdict", "paper_verdict", "reason", "source"} <= claims[0].keys()
+
+
+def test_the_same_run_gives_the_same_page(page):
+    before = page.read_bytes()
+    assert write_report(page.parent).read_bytes() == before
+
+
+def test_an_empty_run_is_not_run(tmp_path):
+    (tmp_path / "results").mkdir()
+    text = write_report(tmp_path).read_text()
+    assert "NOT RUN: there is no manifest.json" in text and "38 NOT RUN" in text
+
+
+def test_smoke_says_so(tmp_path):
+    fake_results.make(tmp_path / "smoke", (1,), "smoke")
+    text = write_report(tmp_path / "smoke").read_text()
+    assert 'class="warn"' in text and "53.3 /" not in text and ">15.7<" not in text
