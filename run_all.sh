@@ -32,7 +32,7 @@ step() { "$@" & child=$!; local code=0; wait "$child" || code=$?; child=""; retu
 # --- 2. Which environment? An active conda environment made from environment.yml, else .venv in this folder. 
 # One set-up at a time; the lock also outlives a killed set-up whose pip still runs.
 mkdir -p runs; exec 9>>runs/.set-up.lock
-if command -v flock >/dev/null && ! flock -n 9; then say "Another set-up is under way: waiting."; step flock 9; fi
+if command -v flock >/dev/null && ! flock -n 9; then say "Waiting for another set-up."; step flock 9; fi
 is_fit='import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
 if [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ] \
    && "$CONDA_PREFIX/bin/python" -c 'import importlib.metadata as m; m.version("mmduet2kit")' 2>/dev/null
@@ -41,7 +41,7 @@ then
 else
   env=$PWD/.venv
   # A killed set-up leaves this mark: such an environment is not trusted but made anew (downloads are cached).
-  if [ -e "$env/set-up-unfinished" ]; then say "The last set-up was cut short: starting anew."; rm -rf "$env"; fi
+  if [ -e "$env/set-up-unfinished" ]; then say "The last set-up was cut short: anew."; rm -rf "$env"; fi
   if ! "$env/bin/python" -c "$is_fit" 2>/dev/null; then
     base=""
     for candidate in "${PYTHON:-python3.11}" python3.11 python3.12 python3; do

@@ -10,7 +10,7 @@ ACROSS = 8  # frames a row
 
 @style.drawing("fig3_scene", "Figure 3. A scene of a video, its caption, and the hidden onset (ours)")
 def draw(run):
-    """Frames of a video, those of the scene framed in green; below, its span and the hidden onset over time."""
+    """Frames of a video, those of the scene framed in green; below, its span and the hidden onset."""
     scene = run.need("figure3.json")
     frames, (start, end), onset = scene["frames"], scene["span"], scene["onset"]
     down = -(-len(frames) // ACROSS)
@@ -65,7 +65,7 @@ def draw(run):
     )
     line.spines["left"].set_visible(False)
     alt = (
-        f"{len(frames)} frames; those from {start:g} to {end:g} s belong to the scene and are framed in green. "
+        f"{len(frames)} frames; those from {start:g} to {end:g} s belong to the scene, framed in green. "
         f"Caption: {scene['caption']} The hidden onset, known to the kit only, is at {onset:g} s."
     )
     return figure, alt, frames

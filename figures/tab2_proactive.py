@@ -23,9 +23,9 @@ def draw(run):
         LINES,
         columns,
         [
-            "“-”: fewer than 10 gold turns have more than one reply, so there is no duplicate figure (Table 2's rule).",
-            "The paper's MMDuet and the kit's threshold baseline (base, data and steps of SFT) share a line: both "
-            "decide by a threshold. Silence gives a PAUC of 25.",
+            "“-”: fewer than 10 gold turns have more than one reply (Table 2's rule).",
+            "The paper's MMDuet and the kit's threshold baseline (base, data and steps of SFT) share a "
+            "line: both decide by a threshold. Silence gives a PAUC of 25.",
         ],
     )
     rows = run.rows("table2.csv")

@@ -25,8 +25,8 @@ def draw(run):
         lines,
         columns,
         [
-            "“-”: the paper has no such task, or the profile cannot run it. Kit: a caption or a question about a "
-            "clip, with the default system prompt."
+            "“-”: the paper has no such task, or the profile cannot run it. Kit: a caption or a "
+            "question about a clip, with the default system prompt."
         ],
     )
     for row in table.rows:

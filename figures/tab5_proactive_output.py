@@ -30,8 +30,8 @@ def draw(run):
         lines,
         columns,
         [
-            "first reply: within 2 s of the gold time, whatever it says (the rule of the released code; the paper "
-            "names none). time, and time and content: StreamingBench's old and current rule, on the last record."
+            "first reply: within 2 s of the gold time, whatever it says (the released code's rule; the paper "
+            "names none). time, and time and content: StreamingBench's old and current rule."
         ],
     )
 

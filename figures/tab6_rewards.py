@@ -28,8 +28,8 @@ def draw(run):
         columns,
         [
             "FAIL: a reply at almost every turn, whether it concerns the question or not.",
-            "The paper removes three of the four terms; the row without r_PAUC is ours. The kit's arms may be "
-            "shorter than its main RL run (profile: ablation).",
+            "The paper removes three of the four terms; the row without r_PAUC is ours. All of the kit's "
+            "rows were trained for the same number of steps (profile: ablation.rl_steps).",
         ],
     )
 

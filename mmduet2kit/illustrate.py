@@ -8,7 +8,7 @@ import re
 
 from PIL import Image
 
-from .corpus.build import Dataset
+from .corpus.build import Dataset, read_index
 from .corpus.films import load_scenes
 from .corpus.world import COLOURS, MOTIONS, SHAPES, Scene
 from .dialogue import NO_REPLY, Dialogue
@@ -28,22 +28,22 @@ def sentences() -> tuple[list[str], list[str]]:
 
 def dataset_json(profile: Profile, dataset: Dataset) -> dict:
     """dataset.json: videos by split and domain, filter ledger, share of NO REPLY, what guessing would earn (of 4)."""
-    scenes = {split: load_scenes(dataset.folder, split) for split in profile.world.counts}
+    index = read_index(dataset.folder)["videos"]  # video -> cache, named by the file's digest
     dialogues = dataset.sft(profile.video.train_interval)
     turns = [turn.reply for d in dialogues for turn in d.turns if turn.reply is not None]
     golds = {
         "training": [g.text for d in dialogues for g in d.gold if g.end - g.start >= IMMEDIATE_S],
         "test": [answer["content"] for record in dataset.benchmark("test") for answer in record["answer"]],
     }
-    judge, candidates = MemoJudge(get_judge("exact")), sum(sentences(), [])
+    judge, said = MemoJudge(get_judge("exact")), sum(sentences(), [])
     found = {
         "counts": profile.world.counts,
-        "splits_disjoint": len({r["video"] for rows in scenes.values() for r in rows}) == sum(map(len, scenes.values())),
+        "splits_disjoint": len(set(index.values())) == len(index),
         "dialogues": {kind: sum(d.kind == kind for d in dialogues) for kind in ("1QnA", "nQnA")},
         "rl_segments": len(dataset.rl(profile.video.train_interval)),
         "ledger": read_json(dataset.folder / "ledger.json"),
         "no_reply_share": round(turns.count(NO_REPLY) / len(turns), 4),
-        "best_blind_score": {name: round(best_blind_score(texts, candidates, judge), 4) for name, texts in golds.items()},
+        "best_blind_score": {name: round(best_blind_score(texts, said, judge), 4) for name, texts in golds.items()},
     }
     write_json(profile.results / "dataset.json", found)
     return found
@@ -63,7 +63,8 @@ def _stills(profile: Profile, dataset: Dataset, shown: Dialogue, indices: list[i
 def example(dialogues: list[Dialogue], kind: str) -> Dialogue | None:
     """A typical dialogue of a kind: about four answers, and an immediate one in an nQnA; None where there is none."""
     found = [d for d in dialogues if d.kind == kind]
-    return max(found, key=lambda d: (any(g.end - g.start < IMMEDIATE_S for g in d.gold), -abs(len(d.gold) - 4)), default=None)
+    immediate = [any(g.end - g.start < IMMEDIATE_S for g in d.gold) for d in found]
+    return max(zip(immediate, found), key=lambda p: (p[0], -abs(len(p[1].gold) - 4)), default=(0, None))[1]
 
 
 def figure1(profile: Profile, dataset: Dataset) -> dict:
@@ -111,7 +112,7 @@ def figure3(profile: Profile, dataset: Dataset) -> dict:
 
 
 def figure4(profile: Profile) -> dict:
-    """figure4.json: two replies in a span of 10 s; a higher score, or the same score earlier, is better (section 4.3.2)."""
+    """figure4.json: two replies in a span of 10 s; a higher score, or the same earlier, is better (4.3.2)."""
     better = [("higher score", [[3, 1], [7, 2]]), ("earlier", [[3, 1], [5, 1.5]])]
     found = {"span": [0, 10], "max_score": 2, "initial": 0.5, "replies": [[3, 1], [7, 1.5]],
              "alternatives": [{"name": name, "replies": replies} for name, replies in better]}  # fmt: skip

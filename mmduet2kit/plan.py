@@ -114,7 +114,7 @@ def _source_hash(path: Path) -> str:
 
 
 def _mentioned(tree: ast.AST, package: str, launcher: bool = False) -> set[str]:
-    """Dotted names under mmduet2kit that code imports, or needs for a subprocess: the string `sft --profile ...`
+    """Dotted names under mmduet2kit that code imports, or needs for a subprocess: a string `sft --profile ..`
     stands for that command's module; `mmduet2` alone, as in a list of arguments, for all of them."""
     names = set()
     for node in ast.walk(tree):

@@ -17,7 +17,6 @@ LEVEL = {
     "rl-no_pfx": 0.50,
     "rl-no_in_span": 0.60,
     "rl-no_pauc": 0.30,
-    
     "sft2s-rl1s": 0.5,
     "sft2s-rl2s": 0.52,
 }
@@ -282,7 +281,7 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
                 {
                     "role": "system",
                     "text": "<|im_start|>system\nYou are a helpful assistant. Your task is to answer "
-                    "questions based on continuously incoming video frames. If the information in this segment "
+                    "questions based on continuously incoming video frames. If the information in it "
                     'cannot answer the question, output "NO REPLY".<|im_end|>\n',
                 },
                 {"role": "user", "text": f"<|im_start|>user\n{pads}{pads}What is moving?<|im_end|>\n"},

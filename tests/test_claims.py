@@ -34,9 +34,14 @@ def test_the_papers_own_numbers(results):
     for entry in entries:
         ours = entry["source"].startswith(("ours", "Figure 5"))
         fails = entry["id"] in ("no-in_span-multiplies-EGO", "sft-1s-collapses-1", "sft-1s-collapses-2")
-        assert entry["paper_verdict"] == ("NOT RUN" if ours else "FAIL-AS-PAPER" if fails else "MATCH"), entry["id"]
+        assert entry["paper_verdict"] == ("NOT RUN" if ours else "FAIL-AS-PAPER" if fails else "MATCH"), (
+            entry["id"]
+        )
         assert entry["verdict"] in claims.VERDICTS and entry["reason"] and entry["rule"]
-    assert by_id["rl-above-sft-WEB"]["paper"] == 15.7 and by_id["plain-generation-is-affordable"]["paper"] == 1.17
+    assert (
+        by_id["rl-above-sft-WEB"]["paper"] == 15.7
+        and by_id["plain-generation-is-affordable"]["paper"] == 1.17
+    )
     assert by_id["rl-interval-matters-less-EGO"]["paper"] == 0.1
     assert len(by_id["rl-above-sft-WEB"]["kit"]) == 3 and "3 seeds" in by_id["rl-above-sft-WEB"]["reason"]
 
@@ -50,12 +55,20 @@ def test_verdicts_of_the_fake_run(results):
 
 def test_lucky_guesses_break_the_latency_claim(results, tmp_path):
     def edit(row):
-        if row["experiment"] == "T2" and row["model"] == "rl" and row["domain"] == "WEB" and row["question_id"] < "WEB-2":
+        if (
+            row["experiment"] == "T2"
+            and row["model"] == "rl"
+            and row["domain"] == "WEB"
+            and row["question_id"] < "WEB-2"
+        ):
             row["lucky"] = 1
         return row
 
     found = change(results, tmp_path, "per_video.csv", edit)
-    assert found["rl-speaks-sooner-WEB"]["verdict"] == "DIFFERS" and "lucky" in found["rl-speaks-sooner-WEB"]["reason"]
+    assert (
+        found["rl-speaks-sooner-WEB"]["verdict"] == "DIFFERS"
+        and "lucky" in found["rl-speaks-sooner-WEB"]["reason"]
+    )
     assert found["rl-speaks-sooner-EGO"]["verdict"] == "TREND"
 
 
@@ -76,14 +89,30 @@ def test_a_missing_table_is_not_run(results, tmp_path):
 
 
 def test_a_fail_where_the_paper_has_a_number(results, tmp_path):
-    found = change(results, tmp_path, "table7.csv", lambda row: row.update(
-        status="FAIL" if row["sft_interval"] == "2.0" and row["domain"] == "EGO" else row["status"]) or row)
+    found = change(
+        results,
+        tmp_path,
+        "table7.csv",
+        lambda row: (
+            row.update(
+                status="FAIL" if row["sft_interval"] == "2.0" and row["domain"] == "EGO" else row["status"]
+            )
+            or row
+        ),
+    )
     assert found["test-1s-no-worse-ego-2"]["verdict"] == "DIFFERS"
 
 
 def test_another_failure_is_not_the_papers(results, tmp_path):
-    found = change(results, tmp_path, "table7.csv", lambda row: row.update(
-        **({"status": "FAIL", "reply_turns": 30} if row["sft_interval"] == "1.0" else {})) or row)
+    found = change(
+        results,
+        tmp_path,
+        "table7.csv",
+        lambda row: (
+            row.update(**({"status": "FAIL", "reply_turns": 30} if row["sft_interval"] == "1.0" else {}))
+            or row
+        ),
+    )
     assert found["sft-1s-collapses-1"]["verdict"] == "DIFFERS"
 
 
@@ -109,29 +138,55 @@ def test_a_difference_that_is_not_shown_differs():
     assert claims.verdict({"tolerance": 0.5}, {**kit, "held": 0.99}, paper)[0] == "TREND"
 
 
-@pytest.mark.parametrize("text", ["__import__('os')", "(1).real", "[x for x in (1,)]", "lambda: 1", "2 ** 9", "t2(*a)", "open", "1 +"])
+@pytest.mark.parametrize(
+    "text",
+    ["__import__('os')", "(1).real", "[x for x in (1,)]", "lambda: 1", "2 ** 9", "t2(*a)", "open", "1 +"],
+)
 def test_expressions_run_nothing_else(text):
     with pytest.raises(UserError):
         claims.evaluate(text, {"t2": lambda *a: 0.0})
 
 
 def test_expressions_work_on_arrays():
-    assert claims.evaluate("(value > 1) & (abs(-t(3)) <= 3)", {"t": float}, value=np.array([0, 2])).tolist() == [False, True]
+    assert claims.evaluate(
+        "(value > 1) & (abs(-t(3)) <= 3)", {"t": float}, value=np.array([0, 2])
+    ).tolist() == [False, True]
 
 
 def test_bootstrap_matches_a_plain_loop():
     rng = np.random.default_rng(3)
-    rows = [{"experiment": "T2", "model": m, "setting": "", "domain": "WEB", "seed": s, "question_id": str(q), "spans": 2,
-             "pauc_sum": rng.random() + (m == "rl")} for m in ("sft", "rl") for s in (1, 2) for q in range(30)]
+    rows = [
+        {
+            "experiment": "T2",
+            "model": m,
+            "setting": "",
+            "domain": "WEB",
+            "seed": s,
+            "question_id": str(q),
+            "spans": 2,
+            "pauc_sum": rng.random() + (m == "rl"),
+        }
+        for m in ("sft", "rl")
+        for s in (1, 2)
+        for q in range(30)
+    ]
     sampler = stats.Resampler(rows)
     many = {}
     for m in ("sft", "rl"):
-        values = {str(s): 100 * np.mean([r["pauc_sum"] / 2 for r in rows if (r["model"], r["seed"]) == (m, s)]) for s in (1, 2)}
+        values = {
+            str(s): 100 * np.mean([r["pauc_sum"] / 2 for r in rows if (r["model"], r["seed"]) == (m, s)])
+            for s in (1, 2)
+        }
         assert values["1"] == pytest.approx(sampler.per_seed(2, "pauc", {"model": m, "domain": "WEB"}, "1"))
         many[m], kind = sampler.cell(2, "pauc", {"model": m, "domain": "WEB"}, values)
         assert kind == "videos" and many[m].shape == (10_000,)
         assert many[m].mean() == pytest.approx(np.mean(list(values.values())), abs=0.3)
-    table = np.array([[[r["pauc_sum"] for r in rows if (r["model"], r["seed"]) == (m, s)] for s in (1, 2)] for m in ("sft", "rl")])
+    table = np.array(
+        [
+            [[r["pauc_sum"] for r in rows if (r["model"], r["seed"]) == (m, s)] for s in (1, 2)]
+            for m in ("sft", "rl")
+        ]
+    )
     loop = []
     for _ in range(4000):
         seeds, videos = rng.integers(2, size=2), rng.integers(30, size=30)
@@ -151,13 +206,17 @@ def test_stages_find_a_dip_growth_and_plateau():
     curve = [40 - 5 * s / 150 if s < 150 else 35 + 20 * (s - 150) / 250 if s < 400 else 55 for s in steps]
     found = stats.stages(steps, curve)
     assert (found["first"], found["second"]) == (150, 400)
-    assert found["dip"] == pytest.approx(5) and found["growth"] == pytest.approx(20) and found["plateau"] < 0.01
+    assert (
+        found["dip"] == pytest.approx(5) and found["growth"] == pytest.approx(20) and found["plateau"] < 0.01
+    )
     with pytest.raises(ValueError, match="six"):
         stats.stages([0, 1, 2], [1, 2, 3])
 
 
 def test_paper_tables_are_read_as_a_source():
     source = claims.Source(Run(claims.PAPER))
-    assert source.values(7, "pauc", {"sft_interval": 2, "rl_interval": 1, "test_interval": 1, "domain": "EGO"})[0] == {"": 34.7}
+    assert source.values(
+        7, "pauc", {"sft_interval": 2, "rl_interval": 1, "test_interval": 1, "domain": "EGO"}
+    )[0] == {"": 34.7}
     value, failed, _ = source.values(6, "pauc", {"model": "rl-no_in_span", "domain": "EGO"})
     assert failed and np.isnan(value[""])

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page, verdicts first, readable without a network, honest about what is missing."""
+"""report.html: one self-contained page, verdicts first, without a network, honest about gaps."""
 
 import html.parser
 import json
@@ -50,15 +50,39 @@ def test_the_page_is_whole_and_needs_no_network(page):
 
 def test_order_and_content(page):
     text = page.read_text(encoding="utf-8")
-    places = [text.index(f'id="{name}"') for name in ("verdicts", "tables", "figures", "cost", "made", "expect")]
+    places = [
+        text.index(f'id="{name}"') for name in ("verdicts", "tables", "figures", "cost", "made", "expect")
+    ]
     assert places == sorted(places)
-    for part in ("Table 1.", "Table 7.", "Figure 1.", "Figure 5.", "53.3 / 4.2", "FAIL-AS-PAPER", "137", "terminated", "killed",
-                 "FAKE &lt;platform&gt;", "Not comparable", "Known deviations"):
+    for part in (
+        "Table 1.",
+        "Table 7.",
+        "Figure 1.",
+        "Figure 5.",
+        "53.3 / 4.2",
+        "FAIL-AS-PAPER",
+        "137",
+        "terminated",
+        "killed",
+        "FAKE &lt;platform&gt;",
+        "Not comparable",
+        "Known deviations",
+    ):
         assert part in text, part
     assert text.count('role="img"') == 6 and 'aria-label=""' not in text
     claims = json.loads((page.parent / "claims.json").read_text())
     assert all(claim["id"] in text for claim in claims)
-    assert {"id", "paper", "kit", "interval", "rule", "verdict", "paper_verdict", "reason", "source"} <= claims[0].keys()
+    assert {
+        "id",
+        "paper",
+        "kit",
+        "interval",
+        "rule",
+        "verdict",
+        "paper_verdict",
+        "reason",
+        "source",
+    } <= claims[0].keys()
 
 
 def test_the_same_run_gives_the_same_page(page):

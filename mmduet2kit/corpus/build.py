@@ -75,10 +75,9 @@ def build(profile: Profile, folder: Path, progress: Callable[[str], Progress]) -
     usable = {split: [r for r in records if r["video"] in index] for split, records in scenes.items()}
     for interval in sorted({profile.video.train_interval, profile.video.test_interval}):
         _training(profile, folder, usable, interval, ledger)
-    for split in ("sft", "rl", "dev", "test"):
-        rng = _rng(profile, f"offline-{split}")
-        frames = (1, 3)
-        rows = [offline_dialogue(r, rng, stored, frames) for r in usable[split] for _ in range(6 if split == "sft" else 1)]
+    for split in profile.world.counts:
+        rng, most = _rng(profile, f"offline-{split}"), {"base": 2, "sft": 12}.get(split, 1)
+        rows = [offline_dialogue(r, rng, stored, (1, 3)) for r in usable[split] if r["scenes"] for _ in range(most)]
         write_jsonl(folder / f"offline_{split}.jsonl", map(to_sft_row, rows))
     for split in ("dev", "test"):
         rng = _rng(profile, f"benchmark-{split}")

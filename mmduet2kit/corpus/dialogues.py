@@ -99,7 +99,7 @@ def offline_dialogue(record: dict, rng: np.random.Generator, interval: float, fr
     else:
         scene = scenes[int(rng.integers(len(scenes)))]
         caption = scene["caption"]
-        first = math.ceil((scene["start"] + scene["end"]) / 2 / interval)
+        first = math.ceil((0.4 * scene["start"] + 0.6 * scene["end"]) / interval)
         last = max(math.ceil(scene["end"] / interval) - 1, first)
         at = int(rng.integers(first, max(last - count + 1, first), endpoint=True))
         indices = tuple(range(at, min(at + count, last + 1)))

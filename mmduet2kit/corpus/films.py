@@ -9,10 +9,14 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from ..files import read_json, write_json
 from ..profile import Profile, World
 from .world import Plan, draw, plan
+
+
+EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
 def write_video(path: Path, pictures: Iterable[np.ndarray], fps: int) -> None:
@@ -20,16 +24,18 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
     with av.open(str(partial), "w", options={"fflags": "+bitexact"}) as container:
-        stream = None
+        stream, scaler = None, VideoReformatter()
         for picture in pictures:
             if stream is None:
-                options = {"preset": "veryfast", "crf": "30", "threads": "1"}
+                # No B-frames: libx264's choice of them is not the same in every run, even with one thread.
+                options = {"preset": "veryfast", "crf": "30", "bf": "0", "threads": "1"}
                 stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.thread_count = 1
                 stream.codec_context.flags |= av.codec.context.Flags.bitexact
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(scaler.reformat(frame, format="yuv420p", interpolation=EXACT)))
         container.mux(stream.encode(None))
     os.replace(partial, path)
 

@@ -124,7 +124,7 @@ def draw(world: World, video: Plan):
         scene = next((k for k, s in enumerate(video.scenes) if s.start <= time < s.end), None)
         if scene is not None and scene != current:
             current = scene
-            if video.domain in ("train_web", "WEB", "TV", "PO"):  # a cut: new ground, new clutter
+            if video.domain in ("clip", "train_web", "WEB", "TV", "PO"):  # a cut: new ground, new clutter
                 ground = _ground(rng)
                 clutter = [_Clutter(rng) for _ in range(rng.integers(*world.distractors, endpoint=True))]
         pan = 8 * np.sin(time / 5) if video.domain in ("train_ego", "EGO") else 0.0  # a camera that moves

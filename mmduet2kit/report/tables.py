@@ -110,7 +110,7 @@ def cell(rows: Sequence[Mapping], metrics: str | Sequence[str], digits: int = 1,
 
     def text(metric: str) -> str:
         values = [value for row in good if (value := figure_of(row, metric)) is not None]
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(set(values)) > 1 else ""
         return f"{statistics.mean(values):.{digits}f}{spread}" if values else NOTHING
 
     partly = f" ({FAIL}: {len(found) - len(good)} of {len(found)} seeds)" if len(found) > len(good) else ""

@@ -38,7 +38,7 @@ def train_base(profile: Profile, dataset: Dataset, out: Path, seed: int) -> Path
         processor = processor_for(profile, dataset)
         save(make_model(profile.model, processor.tokenizer, seed), processor, start)
     log = profile.results / f"train_base_seed{seed}.csv"
-    return train(profile, profile.base, dataset.offline("sft"), dataset, start, out, log, seed)
+    return train(profile, profile.base, dataset.offline("base") + dataset.offline("sft"), dataset, start, out, log, seed)
 
 
 def add_arguments(parser) -> None:

@@ -1,0 +1,81 @@
+"""SFT over TRL with the kit's collator: it learns, resumes to the same losses, freezes what it should; the threshold head."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmduet2kit.corpus.dialogues import build_dialogue, offline_dialogue
+from mmduet2kit.corpus.films import annotate
+from mmduet2kit.corpus.world import plan
+from mmduet2kit.evaluate import load_head
+from mmduet2kit.files import read_csv
+from mmduet2kit.model import load
+from mmduet2kit.profile import load_profile
+from mmduet2kit.train import sft
+
+from test_grpo import FakeDataset
+from tiny_models import tiny_folder, tiny_model  # noqa: F401
+
+
+def dialogues():
+    profile, rng = load_profile("tiny"), np.random.default_rng(0)
+    records = [annotate(plan(profile.world, "sft", "WEB", i), "sft") for i in range(8)]
+    return [build_dialogue(profile, r, rng, 2.0) for r in records] + [offline_dialogue(r, rng, 2.0, (1, 3)) for r in records]
+
+
+@pytest.fixture
+def run_sft(tiny_folder, tmp_path):  # noqa: F811
+    def go(name, steps, decide=None, **change):
+        profile = load_profile("tiny")
+        settings = dict(steps=steps, batch=4, micro_batch=2, lr=3e-3, save_steps=100)
+        fit = profile.sft.model_copy(update=settings | change)
+        log = tmp_path / f"{name}.csv"
+        out = sft.train(profile, fit, dialogues(), FakeDataset(), tiny_folder, tmp_path / name, log, 3, decide)
+        return out, [float(row["loss"]) for row in read_csv(log)]
+
+    return go
+
+
+def test_it_learns_and_keeps_the_vision_tower_frozen_but_not_the_aligner(run_sft, tiny_folder):  # noqa: F811
+    out, losses = run_sft("a", 12)
+    assert np.mean(losses[-3:]) < 0.7 * losses[0]
+    before, after = (dict(load(folder)[0].named_parameters()) for folder in (tiny_folder, out))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(".visual." in n and ".merger." not in n for n in moved)
+    assert any(".visual.merger." in n for n in moved) and any(".language_model.layers.0" in n for n in moved)
+
+
+def test_a_resumed_run_repeats_the_losses(run_sft, monkeypatch):
+    _, whole = run_sft("whole", 6, save_steps=2)
+    original = sft.DialogueSFT.compute_loss
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(sft.DialogueSFT, "compute_loss", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_sft("killed", 6, save_steps=2)
+    monkeypatch.setattr(sft.DialogueSFT, "compute_loss", original)
+    _, again = run_sft("killed", 6, save_steps=2)
+    assert again == pytest.approx(whole, abs=1e-5)
+
+
+def test_threshold_baseline_learns_a_score_and_resumes_with_its_head(run_sft, monkeypatch):
+    out, losses = run_sft("t", 12, decide=sft.in_span, save_steps=4)
+    assert np.mean(losses[-3:]) < losses[0]
+    head = load_head(out, 64)
+    assert head.weight.abs().sum() > 0
+    assert "threshold_head" not in str([n for n, _ in load(out)[0].named_parameters()])
+
+
+def test_no_reply_weight_scales_only_silent_turns(tiny_model):  # noqa: F811
+    chosen = dialogues()
+    rows = [{"row": i} for i in range(4)]
+    model, processor = tiny_model
+    full, half = (sft.Collator(chosen, FakeDataset(), processor, w)(rows) for w in (1.0, 0.5))
+    assert torch.equal(full["labels"], half["labels"])
+    ratio = half["weights"][full["weights"] > 0].unique()
+    assert ratio.tolist() == [0.5, 1.0]
+    assert int((full["input_ids"] == model.config.image_token_id).sum()) * 4 == len(full["pixel_values"])
