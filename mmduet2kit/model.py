@@ -117,8 +117,9 @@ def save(model, processor, folder: Path | str) -> Path:
 
 def load_model(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
     """The model of a Hugging Face folder or hub name; UserError when there is none."""
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLForConditionalGeneration, logging
 
+    logging.disable_progress_bar()  # it fills logs, and in notebooks it leaves widgets behind
     try:
         return Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation=attention

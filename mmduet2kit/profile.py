@@ -88,7 +88,8 @@ class Fit(_Section):
     weight_decay: float
     save_steps: int
     freeze_vision: bool
-    no_reply_weight: float = 1.0
+    no_reply_weight: float
+    jitter: float  # augmentation of the frames: light, noise, place; 0 to 1
 
 
 class Threshold(_Section):

@@ -132,7 +132,7 @@ def strip(dataset, shown: Dialogue, caption: str, said: Sequence[tuple[float, st
 
 
 def pauc_area(span, replies, max_score: float, title: str, initial: float = 0.5) -> HTML:
-    """The step line of scores over a span, and the area of which PAUC (omega 0) is the share; replies [(time, score)]."""
+    """The step line of scores over a span, and the area that PAUC (omega 0) measures; replies [(time, score)]."""
     inside = sorted((t, s) for t, s in replies if span[0] <= t <= span[1])
     times, scores = [span[0], *(t for t, _ in inside), span[1]], [initial, *(s for _, s in inside)]
     drawing = Figure(figsize=(3.2, 2.2), layout="constrained")
@@ -165,7 +165,8 @@ def group(rollouts: Sequence, caption: str) -> HTML:
 
 def curves(paths: Mapping[str, Path], columns: Sequence[str], caption: str) -> HTML:
     """Columns of CSV logs over the step, a panel a column and a line a file; missing files are left out."""
-    high, wide, ends = -(-len(columns) // 4), min(len(columns), 4), []
+    wide, ends = 3 if len(columns) % 3 == 0 else min(len(columns), 4), []
+    high = -(-len(columns) // wide)
     drawing = Figure(figsize=(max(4.5, 3 * wide), 2.3 * high), layout="constrained")
     for axes, column in zip(drawing.subplots(high, wide, squeeze=False).flat, columns):
         axes.set(title=column, xlabel="step")

@@ -116,8 +116,8 @@ def draw(world: World, video: Plan):
     static = video.domain == "VAD"
     ground = _ground(rng)
     clutter = [_Clutter(rng) for _ in range(rng.integers(*world.distractors, endpoint=True) + (2 if static else 0))]
-    places = [rng.uniform(-14, 14) for _ in video.scenes]
-    sizes = [rng.uniform(16, 21) for _ in video.scenes]
+    places = [rng.uniform(-16, 16) for _ in video.scenes]
+    sizes = [rng.uniform(22, 28) for _ in video.scenes]
     current = -1
     for number in range(int(round(video.duration * world.fps))):
         time = number / world.fps
@@ -142,7 +142,7 @@ def _place(motion: str, since: float, across: float) -> tuple[float, float]:
     """Centre (x, y) on a 112 x 112 picture, `since` seconds after the onset: in within a second, then a slow drift."""
     if motion == "still":
         return 56 + across / 2, 56 - across / 2
-    along = -20 + 46 * min(since / 0.75, 1.0) + 2.2 * max(since - 0.75, 0.0)
+    along = -28 + 56 * min(since / 0.75, 1.0) + 2.0 * max(since - 0.75, 0.0)
     return {
         "left": (along, 56 + across),
         "right": (112 - along, 56 + across),

@@ -36,9 +36,10 @@ class Collator:
         processor,
         no_reply_weight: float = 1.0,
         decide: Callable[[Dialogue], list[int]] | None = None,
+        jitter: float = 0.0,
     ):
         self.dialogues, self.dataset, self.processor = dialogues, dataset, processor
-        self.no_reply_weight, self.decide = no_reply_weight, decide
+        self.no_reply_weight, self.decide, self.jitter = no_reply_weight, decide, jitter
         self.encoder = encoder_for(processor, dataset.frames(dialogues[0]))
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -54,7 +55,7 @@ class Collator:
             "weights": torch.tensor([e.weights + [0.0] * (width - len(e.ids)) for e in encoded]),
             "mm_token_type_ids": (ids == self.encoder.image_pad).int(),
         }
-        frames = np.concatenate([self.dataset.frames(d) for d in chosen])
+        frames = np.concatenate([self._jittered(self.dataset.frames(d)) for d in chosen])
         batch["pixel_values"], batch["image_grid_thw"] = pixels(self.processor.image_processor, frames)
         if self.decide:
             targets = torch.full((len(rows), width), float("nan"))
@@ -64,6 +65,18 @@ class Collator:
                     targets[b, position] = wanted[turn]
             batch["targets"] = targets
         return batch
+
+    def _jittered(self, frames: np.ndarray) -> np.ndarray:
+        """A sample's frames with other light and noise and moved a little: a small world is soon known by heart otherwise.
+
+        Draws from torch's global generator, which the trainer restores on a resume.
+        """
+        if not self.jitter:
+            return frames
+        gain, lift, *move = ((torch.rand(4) * 2 - 1) * self.jitter).tolist()
+        moved = np.roll(frames, [round(6 * m) for m in move], axis=(1, 2))
+        noise = torch.randn(moved.shape[1:]).numpy() * 8 * self.jitter
+        return np.clip(moved * (1 + 0.25 * gain) + 25 * lift + noise, 0, 255).astype(np.uint8)
 
 
 def fit_arguments(profile: Profile, fit: Fit, seed: int, out: Path) -> dict:

@@ -64,10 +64,13 @@ def train(
     if decide:
         torch.manual_seed(seed)
         model.threshold_head = nn.Linear(model.config.text_config.hidden_size, 1)
-    rows = Rows.from_dict({"row": np.random.default_rng(seed).permutation(len(dialogues)).tolist()})
+    collator = Collator(dialogues, dataset, processor, fit.no_reply_weight, decide, fit.jitter)
+    lengths = [len(collator.encoder.encode(d).ids) for d in dialogues]
+    rows = Rows.from_dict({"row": list(range(len(dialogues))), "length": lengths})
     arguments = SFTConfig(
         **fit_arguments(profile, fit, seed, partial),
         max_length=None,
+        train_sampling_strategy="group_by_length",  # a short offline sample beside a dialogue would be mostly padding
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     stop = StopOnTerm()
@@ -76,7 +79,7 @@ def train(
         args=arguments,
         processing_class=processor,
         train_dataset=rows,
-        data_collator=Collator(dialogues, dataset, processor, fit.no_reply_weight, decide),
+        data_collator=collator,
         callbacks=[CsvLog(log, {"loss": "loss"}, fit.steps), stop],
     )
     trainer.remove_callback(PrinterCallback)
