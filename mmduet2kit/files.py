@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -77,6 +78,19 @@ def read_csv(path: Path | str) -> list[dict[str, str]]:
             return list(csv.DictReader(handle))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run the stage that makes it.") from None
+
+
+def made_for(folder: Path | str, key: str) -> Path:
+    """Empty `folder` unless it was made for the same `key` (a digest of all that it is made from); returns it.
+
+    So a killed job goes on where it stopped, and one whose profile or input changed begins anew instead of mixing the two.
+    """
+    folder = Path(folder)
+    stamp = folder / "made_for.txt"
+    if not stamp.exists() or stamp.read_text() != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_atomic(stamp, key)
+    return folder
 
 
 def sha256_file(path: Path | str) -> str:

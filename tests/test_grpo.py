@@ -18,6 +18,8 @@ from tiny_models import tiny_folder, tiny_model  # noqa: F401
 class FakeDataset:
     """Random frames, the same for the same video and index."""
 
+    key = "fake"
+
     def frames(self, dialogue, indices=None):
         wanted = dialogue.frame_indices() if indices is None else indices
         seed = sum(dialogue.video.encode())

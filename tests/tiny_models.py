@@ -7,13 +7,13 @@ import pytest
 from mmduet2kit import model as models
 from mmduet2kit.chat import message_text
 from mmduet2kit.corpus.questions import QUESTIONS
-from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES
+from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, sentence
 from mmduet2kit.dialogue import DEFAULT_SYSTEM, NO_REPLY, PROACTIVE_SYSTEM
 
 TEXTS = [
     message_text("system", PROACTIVE_SYSTEM), message_text("system", DEFAULT_SYSTEM), message_text("assistant", NO_REPLY),
     "So far there was a red circle and a blue ring. Subtitle: hello there.",
-    *(f"A {c} {s} {m}." for c in COLOURS for s in SHAPES for m in MOTIONS.values()),
+    *(sentence(c, s, m) for c in COLOURS for s in SHAPES for m in MOTIONS),
     *(q for pair in QUESTIONS.values() for q in pair),
 ]  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The dataset of a run: videos -> frames -> dialogues -> JSONL in the upstream schemas, Table 1, the filter ledger."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..dialogue import NO_REPLY, Dialogue, Segment, from_rl_row, from_sft_row, to_rl_row, to_sft_row
-from ..files import read_json, read_jsonl, write_csv, write_json, write_jsonl
+from ..files import made_for, read_json, read_jsonl, sha256_text, write_csv, write_json, write_jsonl
 from ..profile import Profile, add_profile_arguments, load_profile
 from ..progress import lines
 from .dialogues import benchmark_record, build_dialogue, build_segments, offline_dialogue
@@ -26,6 +27,11 @@ class Dataset:
     """A built dataset in a folder: dialogues, segments, benchmark records, and frames through the decoder's cache."""
 
     folder: Path
+
+    @property
+    def key(self) -> str:
+        """What this dataset was made from."""
+        return (self.folder / "made_for.txt").read_text()
 
     def sft(self, interval: float) -> list[Dialogue]:
         return [from_sft_row(row) for row in read_jsonl(self.folder / f"sft_{interval:g}s.jsonl")]
@@ -62,6 +68,9 @@ def build(profile: Profile, folder: Path, progress: Callable[[str], Progress]) -
 
     Training reads only the MP4 files and `scenes/*.json`; the onsets' folder is not opened here.
     """
+    sections = {name: getattr(profile, name).model_dump(mode="json") for name in ("world", "video", "dialogue")}
+    source = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
+    made_for(folder, sha256_text(json.dumps(sections | {"segment": profile.rl.segment_turns}, sort_keys=True) + source))
     make_films(profile, folder, profile.parallel, progress("filming"))
     stored = min(profile.video.train_interval, profile.video.test_interval)
     ledger = FilterLedger()

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..dialogue import NO_REPLY
-from .world import COLOURS, CORNERED, ROUND, facts
+from .world import COLOURS, CORNERED, ROUND, article, facts
 
 QUESTIONS = {
     "all": ("What things show up in the video?", "Tell me about everything that shows up."),
@@ -42,7 +42,7 @@ def draw_questions(rng: np.random.Generator, captions: list[str], count: int) ->
 
 def summary(captions: list[str]) -> str:
     """The immediate answer: what earlier scenes showed, in one sentence (paper section 3, nQnA)."""
-    things = [f"a {colour} {shape}" for caption in captions for colour, shape, _ in facts(caption)]
+    things = [f"{article(colour)} {colour} {shape}" for caption in captions for colour, shape, _ in facts(caption)]
     listed = things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
     return f"So far there was {listed}."
 

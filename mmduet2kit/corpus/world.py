@@ -46,6 +46,15 @@ def facts(text: str) -> frozenset[Fact]:
     )
 
 
+def sentence(colour: str, shape: str, motion: str) -> str:
+    """The caption that states this fact."""
+    return f"{article(colour)} {colour} {shape} {MOTIONS[motion]}.".capitalize()
+
+
+def article(colour: str) -> str:
+    return "an" if colour[0] in "aeiou" else "a"
+
+
 @dataclass(frozen=True)
 class Scene:
     """One scene: coarse span [start, end] and hidden onset in seconds, and the thing that it shows."""
@@ -59,7 +68,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        return f"A {self.colour} {self.shape} {MOTIONS[self.motion]}."
+        return sentence(self.colour, self.shape, self.motion)
 
 
 @dataclass(frozen=True)

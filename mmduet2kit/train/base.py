@@ -34,9 +34,8 @@ def train_base(profile: Profile, dataset: Dataset, out: Path, seed: int) -> Path
     if profile.model.path:
         return Path(profile.model.path)
     start = out.with_name(out.name + ".start")
-    if not (start / "config.json").exists():
-        processor = processor_for(profile, dataset)
-        save(make_model(profile.model, processor.tokenizer, seed), processor, start)
+    processor = processor_for(profile, dataset)
+    save(make_model(profile.model, processor.tokenizer, seed), processor, start)
     log = profile.results / f"train_base_seed{seed}.csv"
     return train(profile, profile.base, dataset.offline("base") + dataset.offline("sft"), dataset, start, out, log, seed)
 

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from transformers import TrainerCallback
 from ..chat import IGNORE, ChatEncoder
 from ..corpus.build import Dataset
 from ..dialogue import Dialogue
-from ..files import read_csv, write_csv
+from ..files import made_for, read_csv, sha256_file, sha256_text, write_csv
 from ..model import pixels
 from ..profile import Fit, Profile
 
@@ -164,6 +165,15 @@ class StopOnTerm(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.asked:
             control.should_save = control.should_training_stop = True
+
+
+def prepare(out: Path, start: Path, dataset: Dataset, settings: Any, seed: int) -> tuple[Path, str | None]:
+    """(checkpoint folder, newest checkpoint) for a model that will stand in `out`; what was made otherwise is thrown away."""
+    weights = [sha256_file(path) for path in sorted(Path(start).glob("*.safetensors"))]
+    key = sha256_text(f"{weights or start} {dataset.key} {settings!r} {seed}")
+    made_for(out, key)
+    partial = made_for(out.with_name(out.name + ".partial"), key)
+    return partial, last_checkpoint(partial)
 
 
 def last_checkpoint(out: Path) -> str | None:

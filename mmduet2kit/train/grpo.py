@@ -22,7 +22,7 @@ from ..files import read_csv, write_csv
 from ..model import freeze_vision, load_model, load_processor, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile
 from ..score import MemoJudge, get_judge
-from .common import CsvLog, StopOnTerm, encoder_for, last_checkpoint, plain_arguments
+from .common import CsvLog, StopOnTerm, encoder_for, prepare, plain_arguments
 from .rollout import TERMS, judge_rollouts, roll_out, statistics
 
 COLUMNS = [
@@ -183,11 +183,10 @@ def train(
 
     A resumed run repeats the same losses: sampling is keyed by (seed, step, prompt, rollout).
     """
+    partial, checkpoint = prepare(out, start, dataset, rl, seed)
     if (out / "config.json").exists():
         return out
     torch.set_num_threads(profile.threads)
-    partial = out.with_name(out.name + ".partial")
-    checkpoint = last_checkpoint(partial)
     # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
     # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
     model = load_model(checkpoint or start, profile.model.dtype, profile.model.attention)

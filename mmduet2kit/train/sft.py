@@ -14,7 +14,7 @@ from ..corpus.build import Dataset
 from ..dialogue import NO_REPLY, Dialogue
 from ..model import freeze_vision, load_model, load_processor, save
 from ..profile import Fit, Profile, add_profile_arguments, load_profile
-from .common import Collator, CsvLog, StopOnTerm, fit_arguments, last_checkpoint
+from .common import Collator, CsvLog, StopOnTerm, fit_arguments, prepare
 
 HEAD = "threshold_head.pt"
 
@@ -50,11 +50,10 @@ def train(
 
     Exits with 143 after a TERM, with a checkpoint to go on from.
     """
+    partial, checkpoint = prepare(out, start, dataset, (fit, decide and decide.__name__), seed)
     if (out / "config.json").exists():
         return out
     torch.set_num_threads(profile.threads)
-    partial = out.with_name(out.name + ".partial")
-    checkpoint = last_checkpoint(partial)
     # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
     # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
     model = load_model(checkpoint or start, profile.model.dtype, profile.model.attention)

@@ -1,0 +1,102 @@
+"""Evaluation: clocks, latency after the hidden onset, lucky guesses apart, FAIL, and tables that print NOT RUN."""
+
+import numpy as np
+import pytest
+
+from mmduet2kit import evaluate
+from mmduet2kit.corpus.dialogues import benchmark_record, from_benchmark
+from mmduet2kit.corpus.films import annotate
+from mmduet2kit.corpus.world import plan
+from mmduet2kit.files import read_csv, write_json
+from mmduet2kit.profile import load_profile
+from mmduet2kit.results import Tables
+
+PROFILE = load_profile("tiny")
+
+
+@pytest.fixture
+def case():
+    video = plan(PROFILE.world, "test", "WEB", 0)
+    record = benchmark_record(annotate(video, "test"), np.random.default_rng(0), ("all",))
+    onsets = {(record["video"], scene.start): scene.onset for scene in video.scenes}
+    evaluator = evaluate.Evaluator(PROFILE, None, None, None)
+    return evaluator, record, onsets
+
+
+def watched(record, replies):
+    return evaluate.Watched(record, replies, len(from_benchmark(record, 1.0, 1).turns) - 1)
+
+
+def row_of(case, replies):
+    evaluator, record, onsets = case
+    (row,) = evaluator.score([watched(record, replies)], onsets)
+    return row
+
+
+def test_silence_is_the_floor(case):
+    row = row_of(case, [])
+    found = evaluate.pooled([row])
+    assert found["pauc"] == pytest.approx(25.0)  # upstream_facts: 0.5 of 2, the never-speaks floor
+    assert (row["correct"], row["lucky"], found["latency_s"], found["duplicate"]) == (0, 0, "", 0.0)
+
+
+def test_latency_counts_from_the_onset_and_guesses_are_apart(case):
+    _, record, onsets = case
+    answer = record["answer"][0]
+    start, end = answer["reply_timespan"]
+    onset = onsets[record["video"], start]
+    late = row_of(case, [(end - 0.1, answer["content"])])
+    soon = row_of(case, [(onset + 0.4, answer["content"])])
+    assert late["latency_sum"] == pytest.approx(end - 0.1 - onset)
+    assert soon["latency_sum"] == pytest.approx(0.4)
+    assert soon["pauc_sum"] > late["pauc_sum"]
+    lucky = row_of(case, [((start + onset) / 2, answer["content"])])
+    assert (lucky["correct"], lucky["lucky"], lucky["latency_n"]) == (1, 1, 0)
+    assert row_of(case, [(onset + 0.4, "A red circle.")])["correct"] == 0
+
+
+def test_repeating_oneself_is_a_duplicate_and_speaking_always_fails(case):
+    _, record, _ = case
+    answer = record["answer"][0]
+    start, end = answer["reply_timespan"]
+    row = row_of(case, [(start + 1, answer["content"]), (start + 2, answer["content"])])
+    assert (row["dup_sum"], row["multi_spans"], row["correct"]) == (1.0, 1, 1)
+    always = row_of(case, [(float(t), "A red circle.") for t in range(1, int(record["duration"]) + 2)])
+    assert evaluate.pooled([always], budget=0.9)["status"] == "FAIL"
+    assert evaluate.pooled([row], budget=0.9)["status"] == "ok"
+
+
+def test_the_benchmarks_clock():
+    """Frame k shows (k - 1) dt and is consumed at k dt; text-only turns stand at their own time (contract, Time)."""
+    record = {
+        "question_id": "q", "video": "v", "domain": "TV", "duration": 5.0,
+        "conversation": [{"role": "user", "content": "Q", "time": 0.0}, {"role": "user", "content": "Subtitle: x", "time": 2.4}],
+        "answer": [],
+    }  # fmt: skip
+    dialogue = from_benchmark(record, 1.0, 2)
+    assert [(t.frames, t.text) for t in dialogue.turns] == [
+        ((), "Q"), ((0, 1), None), ((2, 3), None), ((), "Subtitle: x"), ((4,), None),
+    ]  # fmt: skip
+    assert dialogue.times() == [0.0, 2.0, 4.0, 4.0, 5.0]
+
+
+def test_predictions_follow_the_upstream_schema(case):
+    _, record, _ = case
+    line = evaluate.to_prediction(watched(record, [(3.0, "A red circle.")]))
+    assert line["question_id"] == record["question_id"]
+    assert line["model_response_list"][0]["role"] == "user"
+    assert {"role": "assistant", "content": "A red circle.", "time": 3.0} in line["model_response_list"]
+
+
+def test_missing_runs_are_not_run(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    row = row_of(case, [])
+    part = {"domain": "WEB", "interval": 1.0, "rows": [row], "pooled": evaluate.pooled([row]) | {"quantum_s": 1.0}}
+    write_json(PROFILE.results / "eval" / "rl-seed1.json", {"model": "rl", "seed": 1, "proactive": [part]})
+    Tables(PROFILE).write()
+    table = read_csv(PROFILE.results / "table2.csv")
+    assert {(r["model"], r["domain"]): r["status"] for r in table}["rl", "WEB"] == "ok"
+    assert [r["status"] for r in table].count("NOT RUN") == len(table) - 1
+    for name in ("table3", "table4", "table5", "table6", "table7"):
+        assert {r["status"] for r in read_csv(PROFILE.results / f"{name}.csv")} <= {"NOT RUN", "ok"}
+    assert len(read_csv(PROFILE.results / "per_video.csv")) >= 1
