@@ -1,22 +1,22 @@
 """`mmduet2 ...`: one table of commands; a command's module is imported only when that command is asked for.
 
-A module that stands in the table has `add_arguments(parser)` and `run(args) -> int | None`.
+Each module has `add_arguments(parser)` and `run(args) -> int | None`; those of this one are of `figures`.
 """
 
 import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import __version__
 from .errors import UserError
 
 COMMANDS = {  # name: (module, what it does, an example)
     "run": ("mmduet2kit.runner", "execute the notebooks in order", "mmduet2 run --profile tiny --from 04"),
-    "doctor": ("mmduet2kit.doctor", "is this machine fit for a profile?", "mmduet2 doctor --profile tiny"),
-    "figures": ("mmduet2kit.figures", "redraw figures and tables", "mmduet2 figures --profile tiny"),
-    "watch": ("mmduet2kit.watch", "watch a video and speak when there is something to say",
-              'mmduet2 watch street.mp4 --question "What is happening?" --json'),
+    "doctor": ("mmduet2kit.manifest", "is this machine fit for a profile?", "mmduet2 doctor --profile tiny"),
+    "figures": ("mmduet2kit.cli", "redraw figures and tables", "mmduet2 figures --profile tiny"),
+    "watch": ("mmduet2kit.watch", "watch a video", 'mmduet2 watch a.mp4 --question "What is happening?"'),
     "score": ("mmduet2kit.score.command", "score predictions with PAUC",
               "mmduet2 score --annotations A.json --predictions P.jsonl --judge exact"),
     "data": ("mmduet2kit.corpus.build", "build the data of a profile", "mmduet2 data --profile tiny"),
@@ -38,36 +38,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     top.add_argument("--version", action="version", version=f"mmduet2kit {__version__}")
     top.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     name = top.parse_args(argv[:1]).command
+    path, text, example = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"mmduet2 {name}", description=text, epilog=f"example: {example}")
     try:
-        module = _module(name)
-        _, text, example = COMMANDS[name]
-        parser = argparse.ArgumentParser(prog=f"mmduet2 {name}", description=text[0].upper() + text[1:] + ".",
-                                         epilog=f"example: {example}")
+        module = importlib.import_module(path)
         module.add_arguments(parser)
         return module.run(parser.parse_args(argv[1:])) or 0
     except UserError as error:
-        print(f"mmduet2 {name}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `mmduet2 ... | head`
-        sys.stderr.close()
-        return 0
-
-
-def _module(name: str):
-    """Import a command's module; a sentence, not a traceback, when it or a package it needs is not there."""
-    path = COMMANDS[name][0]
-    absent = UserError(f"this version of mmduet2kit does not have the command {name!r} yet ({path}).")
-    try:
-        module = importlib.import_module(path)
-        if hasattr(module, "add_arguments"):
-            return module
-        raise absent
+        reason = str(error)
     except ModuleNotFoundError as error:
-        if path == error.name or path.startswith(f"{error.name}."):
-            raise absent from None
-        raise UserError(f"it needs the package {error.name}, which is not installed here: "
-                        "./run_all.sh sets up an environment that has it.") from None
+        reason = f"it needs {error.name}, which is not installed here: ./run_all.sh installs what there is."
+    print(f"mmduet2 {name}: {reason}", file=sys.stderr)
+    return 2
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def add_arguments(parser) -> None:
+    """Arguments of `mmduet2 figures`."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--profile", help="draw this run (default: the committed reference run)")
+    source.add_argument("--data", type=Path, help="draw the results files of this folder instead")
+    parser.add_argument("--out", type=Path, help="where to put the drawings (default: figures/out)")
+
+
+def run(args) -> int:
+    """`mmduet2 figures`: redraw every figure and table from results files; nothing is trained again."""
+    from .profile import load_profile
+    from .report import redraw
+
+    data, out = args.data or Path("figures/data/study"), args.out or Path("figures/out")
+    if args.profile:
+        profile = load_profile(args.profile)
+        data, out = profile.results, args.out or profile.run_dir / "figures"
+    if not data.is_dir() or not any(data.iterdir()):
+        raise UserError(f"{data} holds no results: run a profile first (./run_all.sh), then give --profile.")
+    redraw(data, out)
+    print(f"Drawn from {data} into {out}")
+    return 0

@@ -1,56 +1,37 @@
-"""The manifest of a run: what it was made with, and what each stage cost, failed attempts too."""
+"""What a run is made with, for its manifest; and `mmduet2 doctor`: has this machine what is needed?"""
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
-import time
 import tomllib
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
 from . import __version__
-from .errors import UserError
-from .files import read_json, write_json
+from .profile import load_profile
+
+DISK_GB = 5  # the environment takes 2 GB, and a run's videos and checkpoints
 
 
-def pins(pyproject: Path = Path("pyproject.toml")) -> dict[str, dict[str, str]]:
+def pins() -> dict[str, dict[str, str]]:
     """The exact versions in pyproject.toml: {"core": {name: version}, "gpu": {...}, ...}."""
-    try:
-        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    except FileNotFoundError:
-        raise UserError(f"{pyproject} does not exist: start from the folder of the repository.") from None
+    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
     groups = {"core": project["dependencies"], **project["optional-dependencies"]}
     return {group: dict(line.split("==") for line in lines) for group, lines in groups.items()}
 
 
 def versions() -> dict[str, str]:
     """Installed versions of every package the kit pins; those not installed are left out."""
-    found = {}
-    for group in pins().values():
-        for name in group:
-            try:
-                found[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                pass
-    return found
+    found = {each.name.lower().replace("_", "-"): each.version for each in metadata.distributions()}
+    return {name: found[name] for group in pins().values() for name in group if name in found}
 
 
-def _said(*command: str) -> str:
+def _said(command: str) -> str:
     """What a command prints, or nothing where it does not exist or fails."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    code, text = subprocess.getstatusoutput(command)
+    return "" if code else text
 
 
 def cores() -> int:
@@ -60,53 +41,36 @@ def cores() -> int:
 
 def describe(profile) -> dict:
     """The head of a manifest: code, profile, machine and versions."""
+    cpu = _said("lscpu | sed -n 's/^Model name: *//p'") or platform.processor() or platform.machine()
+    gpu = _said("nvidia-smi --query-gpu=name,memory.total --format=csv,noheader").splitlines()
     return {
         "kit": __version__,
-        "commit": _said("git", "rev-parse", "HEAD"),
-        "dirty": bool(_said("git", "status", "--porcelain")),
-        "profile": profile.name, "profile_hash": profile.hash(),
-        "python": platform.python_version(), "platform": platform.platform(), "cpu": _processor(),
-        "cores": cores(),
-        "gpu": _said("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").splitlines(),
-        "versions": versions(), "seeds": list(profile.seeds),
+        "commit": _said("git rev-parse HEAD"), "dirty": bool(_said("git status --porcelain")),
+        "profile": profile.name, "profile_hash": profile.hash(), "seeds": list(profile.seeds),
+        "python": platform.python_version(), "platform": platform.platform(), "cpu": cpu, "cores": cores(),
+        "gpu": gpu, "versions": versions(),
     }
 
 
-class Manifest:
-    """runs/<profile>/manifest.json, written whole at every change."""
+def add_arguments(parser) -> None:
+    """Arguments of `mmduet2 doctor`."""
+    parser.add_argument("--profile", default="tiny", help="the profile that is to be run (default: tiny)")
 
-    def __init__(self, path: Path, profile) -> None:
-        self.path, stages = path, {}
-        if path.exists():
-            try:
-                stages = read_json(path)["stages"]
-            except (UserError, KeyError, TypeError):
-                path.replace(path.with_suffix(".damaged.json"))
-                print(f"{path} was damaged: kept as {path.stem}.damaged.json, begun anew.", file=sys.stderr)
-        self.content = {**describe(profile), "stages": stages}
 
-    def begin(self, stage: str) -> None:
-        """Note an attempt. Until `end` it stands as terminated: the truth if the runner is killed."""
-        self.content["stages"].setdefault(stage, []).append({
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "minutes": None,
-            "peak_gb": None, "exit": None, "reason": "the runner itself was killed", "status": "terminated"})
-        write_json(self.path, self.content)
-
-    def end(self, stage: str, **facts) -> None:
-        """Complete the last attempt of a stage: minutes, peak_gb, exit, reason, status."""
-        self.content["stages"][stage][-1].update(facts)
-        write_json(self.path, self.content)
-
-    def minutes(self, stage: str) -> float | None:
-        """How long the stage took when it was last done from beginning to end; None if it never was."""
-        attempts = reversed(self.content["stages"].get(stage, []))
-        return next((a["minutes"] for a in attempts if a["status"] == "done"), None)
-
-    def since(self, stage: str) -> float:
-        """When the first of the latest attempts that are not done began (seconds since 1970)."""
-        began = time.time()
-        for attempt in reversed(self.content["stages"].get(stage, [])):
-            if attempt["status"] == "done":
-                break
-            began = datetime.fromisoformat(attempt["started"]).timestamp()
-        return began
+def run(args) -> int:
+    """`mmduet2 doctor`: one line per check, ok or STOP; exit code 3 when a run could not work."""
+    profile, wanted, found = load_profile(args.profile), pins(), versions()
+    free = shutil.disk_usage(".").free / 1e9
+    missing = [name for name in wanted["core"] if name not in found]
+    other = [f"{name} {found[name]} instead of {version}" for group in wanted.values()
+             for name, version in group.items() if found.get(name, version).split("+")[0] != version]
+    checks = {f"Python {platform.python_version()} (3.11 or 3.12 is needed)":
+              (3, 11) <= sys.version_info[:2] <= (3, 12),
+              f"{free:.0f} GB free here ({DISK_GB} GB are needed)": free >= DISK_GB,
+              f"packages missing: {', '.join(missing) or 'none'}": not missing}
+    for text, good in checks.items():
+        print(f"{'ok' if good else 'STOP':<5} {text}")
+    print(f"note  packages not as pinned: {'; '.join(other) or 'none'}")
+    good = all(checks.values())
+    print(f"Profile {profile.name}: {'nothing speaks against it' if good else 'mend what says STOP first'}.")
+    return 0 if good else 3

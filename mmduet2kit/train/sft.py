@@ -69,7 +69,8 @@ def train(
     arguments = SFTConfig(
         **fit_arguments(profile, fit, seed, partial),
         max_length=None,
-        train_sampling_strategy="group_by_length",  # a short offline sample beside a dialogue would be mostly padding
+        # A short offline sample beside a dialogue would be mostly padding; among samples of one kind, mixing is better.
+        train_sampling_strategy="group_by_length" if max(lengths) > 4 * min(lengths) else "random",
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     stop = StopOnTerm()
