@@ -40,7 +40,6 @@ class Evaluator:
         self.profile, self.dataset, self.model, self.processor = profile, dataset, model, processor
         self.head, self.threshold = head, threshold
         self.judge = MemoJudge(get_judge("exact"))
-        torch.set_num_threads(profile.threads)
 
     def dialogue(self, record: dict, interval: float) -> Dialogue:
         return from_benchmark(record, interval, self.profile.video.test_frames_per_turn[record["domain"]])

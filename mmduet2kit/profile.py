@@ -144,7 +144,6 @@ class Profile(_Section):
     meaningful: bool  # False: the numbers mean nothing (smoke)
     seeds: list[int]
     parallel: int  # jobs side by side
-    threads: int  # torch threads of each job
     stage_timeout_s: int
     world: World
     video: Video

@@ -1,5 +1,6 @@
 """Plain progress: a line now and then, with the time left; nothing that floods a log or a notebook."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -32,12 +33,16 @@ def run_commands(chains: Sequence[Sequence[str]], parallel: int) -> None:
     failure stops what has not begun and raises RuntimeError with the command's last lines.
     """
     failed, lock = threading.Event(), threading.Lock()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // max(1, min(parallel, len(chains))))  # jobs side by side share the cores
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
 
     def one(command: str) -> None:
         command, tail = command.split(), []
         name = " ".join(part for part in command if not part.startswith("-"))
         child = subprocess.Popen(
-            [sys.executable, "-m", "mmduet2kit", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-m", "mmduet2kit", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environment,
         )
         for line in child.stdout:
             tail = [*tail[-30:], line.rstrip()]

@@ -45,6 +45,8 @@ def build_dialogue(profile: Profile, record: dict, rng: np.random.Generator, int
             for answer, s in zip(lists[number], scenes)
             if answer != NO_REPLY and time < s["end"] <= until
         ]
+    moments = [k * step for k in range(1, -(-count // per_turn))] + [count * interval]
+    gold = [g for g in gold if any(g.start < t < g.end for t in moments)]  # no turn falls into the others
     dialogue = Dialogue(
         f"{record['name']}-{'nQnA' if many else '1QnA'}",
         record["video"], interval, tuple(turns), tuple(gold), record["domain"], "nQnA" if many else "1QnA",
@@ -90,7 +92,7 @@ def offline_dialogue(record: dict, rng: np.random.Generator, interval: float, fr
     """One offline question about a stretch of one scene's latter half, or of a pause: Qwen's default system prompt."""
     scenes = record["scenes"]
     count = int(rng.integers(*frames, endpoint=True))
-    task = str(rng.choice(list(OFFLINE), p=[0.6, 0.2, 0.2]))
+    task = str(rng.choice(list(OFFLINE), p=[0.5, 0.15, 0.35]))
     caption, indices = None, ()
     if rng.random() < 0.15:
         indices = _pause(record, rng, interval)

@@ -17,7 +17,7 @@ COLOURS = {
     "red": (215, 30, 30), "orange": (245, 140, 20), "yellow": (240, 230, 40), "green": (30, 165, 50),
     "cyan": (60, 215, 225), "blue": (35, 60, 220), "purple": (150, 50, 190), "white": (250, 250, 250),
 }  # fmt: skip
-ROUND, CORNERED = ("circle", "ring", "moon"), ("square", "triangle", "cross")
+ROUND, CORNERED = ("circle", "ring", "moon"), ("bar", "post", "cross")
 SHAPES = ROUND + CORNERED
 MOTIONS = {
     "left": "comes in from the left side and drifts slowly across the picture",
@@ -191,13 +191,13 @@ def _paint(picture, x, y, shape: str, colour, size: float, cx: float, cy: float)
     if shape == "circle":
         inside = 1 - radius
     elif shape == "ring":
-        inside = 0.27 - np.abs(radius - 0.73)
+        inside = 0.2 - np.abs(radius - 0.8)
     elif shape == "moon":
         inside = np.minimum(1 - radius, np.hypot(u - 0.55, v) - 0.8)
-    elif shape == "square":
-        inside = 0.88 - np.maximum(np.abs(u), np.abs(v))
-    elif shape == "triangle":
-        inside = np.minimum(0.8 - v, (0.95 + v) * 0.5 - np.abs(u) * 0.89)
+    elif shape == "bar":  # lies
+        inside = np.minimum(1.1 - np.abs(u), 0.4 - np.abs(v))
+    elif shape == "post":  # stands
+        inside = np.minimum(0.4 - np.abs(u), 1.1 - np.abs(v))
     else:
         inside = np.maximum(
             np.minimum(0.3 - np.abs(u), 1 - np.abs(v)), np.minimum(0.3 - np.abs(v), 1 - np.abs(u))

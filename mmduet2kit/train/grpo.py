@@ -186,7 +186,6 @@ def train(
     partial, checkpoint = prepare(out, start, dataset, rl, seed)
     if (out / "config.json").exists():
         return out
-    torch.set_num_threads(profile.threads)
     # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
     # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
     model = load_model(checkpoint or start, profile.model.dtype, profile.model.attention)
