@@ -4,7 +4,7 @@ Times are seconds of video. Frame k (from 1) shows time (k - 1) * interval and i
 and its reply's, is the number of frames consumed so far times the interval (paper section 4.1; upstream inference).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 NO_REPLY = "NO REPLY"
 
@@ -53,7 +53,6 @@ class Dialogue:
     domain: str = ""
     kind: str = ""  # 1QnA, nQnA, offline
     system: str = PROACTIVE_SYSTEM
-    extra: dict = field(default_factory=dict)
 
     def times(self) -> list[float]:
         """The clock time of every turn."""
@@ -93,17 +92,6 @@ def user_turns(
     return turns
 
 
-def frame_reference(video: str, index: int, interval: float) -> str:
-    """How a frame is named in JSONL files: the video, `:::`, and the time it shows in seconds."""
-    return f"{video}:::{index * interval:g}"
-
-
-def parse_frame_reference(reference: str) -> tuple[str, float]:
-    """The inverse of `frame_reference`: (video, seconds)."""
-    video, _, seconds = reference.rpartition(":::")
-    return video, float(seconds)
-
-
 def to_sft_row(dialogue: Dialogue) -> dict:
     """The upstream SFT schema (ms-swift): messages with one `<image>` a frame, images, metadata."""
     messages = [{"role": "system", "content": dialogue.system}]
@@ -111,41 +99,36 @@ def to_sft_row(dialogue: Dialogue) -> dict:
         messages.append({"role": "user", "content": "<image>" * len(turn.frames) + (turn.text or "")})
         if turn.reply is not None:
             messages.append({"role": "assistant", "content": turn.reply})
+    paths = [f"{dialogue.video}:::{index * dialogue.interval:g}" for index in dialogue.frame_indices()]
     return {
         "messages": messages,
-        "images": [
-            {"path": frame_reference(dialogue.video, i, dialogue.interval)} for i in dialogue.frame_indices()
-        ],
+        "images": [{"path": path} for path in paths],  # the video, and the time that the frame shows in seconds
         "metadata": {
-            "question_id": dialogue.id,
-            "video_id": dialogue.video,
-            "domain": dialogue.domain,
-            "kind": dialogue.kind,
-            "interval": dialogue.interval,
-            "gold": [[g.start, g.end, g.text, g.question] for g in dialogue.gold],
+            "question_id": dialogue.id, "video_id": dialogue.video, "domain": dialogue.domain, "kind": dialogue.kind,
+            "interval": dialogue.interval, "gold": [[g.start, g.end, g.text, g.question] for g in dialogue.gold],
         },
-    }
+    }  # fmt: skip
 
 
 def from_sft_row(row: dict) -> Dialogue:
     """Read one row of the upstream SFT schema."""
     meta, turns, used = row["metadata"], [], 0
-    references = [parse_frame_reference(image["path"]) for image in row["images"]]
+    seconds = [float(image["path"].rpartition(":::")[2]) for image in row["images"]]
     system = DEFAULT_SYSTEM
     for message in row["messages"]:
         if message["role"] == "system":
             system = message["content"]
         elif message["role"] == "user":
             count = message["content"].count("<image>")
-            frames = tuple(round(seconds / meta["interval"]) for _, seconds in references[used : used + count])
+            frames = tuple(round(time / meta["interval"]) for time in seconds[used : used + count])
             used += count
             turns.append(Turn(frames, message["content"].replace("<image>", "") or None))
         else:
             turns[-1] = replace(turns[-1], reply=message["content"])
-    gold = tuple(Gold(*g) for g in meta["gold"])
     return Dialogue(
-        meta["question_id"], meta["video_id"], meta["interval"], tuple(turns), gold, meta["domain"], meta["kind"], system
-    )
+        meta["question_id"], meta["video_id"], meta["interval"], tuple(turns), tuple(Gold(*g) for g in meta["gold"]),
+        meta["domain"], meta["kind"], system,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,35 +160,25 @@ def to_rl_row(segment: Segment) -> dict:
     """
     d = segment.dialogue
     before = to_sft_row(replace(d, turns=d.turns[: segment.first]))
+    truth = {
+        "question_id": d.id,
+        "answer": [{"content": g.text, "question": g.question, "reply_timespan": [g.start, g.end]} for g in segment.gold],
+        "model_pred_timestamps": segment.rollout_times(),
+        "prev_assistant_replies": segment.history_replies(),
+    }
+    extra = {"num_images": len(before["images"]), "segment": [segment.first, segment.last], "dialogue": to_sft_row(d)}
     return {
         "data_source": f"proactive/{d.domain}",
         "prompt": before["messages"],
         "images": [{"image": image["path"], "type": "image"} for image in before["images"]],
         "ability": "proactive",
-        "reward_model": {
-            "style": "rule",
-            "ground_truth": {
-                "question_id": d.id,
-                "answer": [
-                    {"content": g.text, "question": g.question, "reply_timespan": [g.start, g.end]} for g in segment.gold
-                ],
-                "model_pred_timestamps": segment.rollout_times(),
-                "prev_assistant_replies": segment.history_replies(),
-            },
-        },
-        "extra_info": {
-            "num_images": len(before["images"]),
-            "segment": [segment.first, segment.last],
-            "dialogue": to_sft_row(d),
-        },
+        "reward_model": {"style": "rule", "ground_truth": truth},
+        "extra_info": extra,
     }
 
 
 def from_rl_row(row: dict) -> Segment:
     """Read one row of the upstream RL schema."""
-    info = row["extra_info"]
-    gold = tuple(
-        Gold(*answer["reply_timespan"], answer["content"], answer["question"])
-        for answer in row["reward_model"]["ground_truth"]["answer"]
-    )
-    return Segment(from_sft_row(info["dialogue"]), info["segment"][0], info["segment"][1], gold)
+    info, answers = row["extra_info"], row["reward_model"]["ground_truth"]["answer"]
+    gold = tuple(Gold(*answer["reply_timespan"], answer["content"], answer["question"]) for answer in answers)
+    return Segment(from_sft_row(info["dialogue"]), *info["segment"], gold)

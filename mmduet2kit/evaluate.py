@@ -21,15 +21,13 @@ from .score.streamingbench import accuracy, first_reply_rule, polled, time_conte
 from .stream import Greedy, Stream, run as play
 from .train.common import encoder_for
 
-Replies = list[tuple[float, str]]
-
 
 @dataclass
 class Watched:
     """What a model said about one record: replies [(seconds, text)] without silence, and the number of decisions."""
 
     record: dict
-    replies: Replies
+    replies: list[tuple[float, str]]
     decisions: int
 
 
@@ -46,35 +44,41 @@ class Evaluator:
 
     def watch(self, records: Sequence[dict], interval: float, batch: int | None = None, thresholds=None) -> list[Watched]:
         """Play every record to the model, greedy; `thresholds` (one a record) overrides the model's own."""
-        out: list[Watched] = []
-        batch = batch or self.profile.evaluate.batch
-        order = sorted(range(len(records)), key=lambda i: -records[i]["duration"])
+        dialogues, out = [self.dialogue(record, interval) for record in records], []
+        thresholds = thresholds or [self.threshold] * len(records)
+        texts = self._play(dialogues, batch or self.profile.evaluate.batch, self.head, thresholds)
+        for record, dialogue, said in zip(records, dialogues, texts, strict=True):
+            times = [t for t, turn in zip(dialogue.times(), dialogue.turns) if turn.frames]
+            replies = [(t, text.strip()) for t, text in zip(times, said) if text.strip() != NO_REPLY]
+            out.append(Watched(record, replies, len(times)))
+        return out
+
+    def _play(self, dialogues: Sequence[Dialogue], batch: int, head=None, thresholds=()) -> list[list[str]]:
+        """What the model says at each turn with frames of every dialogue; those of like length side by side."""
+        out: list[list[str]] = [[] for _ in dialogues]
+        order = sorted(range(len(dialogues)), key=lambda i: -len(dialogues[i].turns))
         for at in range(0, len(order), batch):
             chosen = order[at : at + batch]
-            dialogues = [self.dialogue(records[i], interval) for i in chosen]
-            frames = [self.dataset.frames(d) for d in dialogues]
+            frames = [self.dataset.frames(dialogues[i]) for i in chosen]
             encoder = encoder_for(self.processor, frames[0])
             stream = Stream(self.model, encoder, self.processor.image_processor, len(chosen))
-            for row, dialogue in enumerate(dialogues):
-                stream.pending[row] = encoder.system(dialogue.system)
-            features = [stream.see(f) for f in frames]
+            for row, i in enumerate(chosen):
+                stream.pending[row] = encoder.system(dialogues[i].system)
+            features, turns = [stream.see(f) for f in frames], [dialogues[i].turns for i in chosen]
             said = play(
-                stream, [d.turns for d in dialogues], features, Greedy(), self.profile.evaluate.max_new_tokens,
-                decide=self.head and (lambda h: self.head(h).squeeze(-1).sigmoid()),
-                threshold=self.threshold if thresholds is None else [thresholds[i] for i in chosen],
+                stream, turns, features, Greedy(), self.profile.evaluate.max_new_tokens,
+                decide=head and (lambda hidden: head(hidden).squeeze(-1).sigmoid()),
+                threshold=[thresholds[i] for i in chosen] if head else 0.0,
             )  # fmt: skip
-            for i, dialogue, spoken in zip(chosen, dialogues, said):
-                times = [t for t, turn in zip(dialogue.times(), dialogue.turns) if turn.frames]
-                replies = [(t, s.text.strip()) for t, s in zip(times, spoken) if s.text.strip() != NO_REPLY]
-                out.append(Watched(records[i], replies, len(times)))
-        back = {id(w.record): w for w in out}
-        return [back[id(record)] for record in records]
+            for i, spoken in zip(chosen, said):
+                out[i] = [one.text for one in spoken]
+        return out
 
     def records(self, split: str, domain: str, most: int | None = None) -> list[dict]:
         return [r for r in self.dataset.benchmark(split) if r["domain"] == domain][:most]
 
     def score(self, watched: Sequence[Watched], onsets: dict | None = None) -> list[dict]:
-        """One row a record with the sums of per_video.csv; latency only where `onsets` are given (evaluation may open them)."""
+        """One row a record with the sums of per_video.csv; latency only where `onsets` are given."""
         return [self._row(w, onsets) for w in watched]
 
     def _row(self, watched: Watched, onsets: dict | None) -> dict:
@@ -99,19 +103,10 @@ class Evaluator:
         """Offline questions under Qwen's default prompt: {task: (accuracy, n)}; right means the gold's facts, exactly."""
         dialogues = self.dataset.offline(split)
         right: dict[str, list[bool]] = {"caption": [], "attribute_qa": []}
-        for at in range(0, len(dialogues), 128):
-            chosen = dialogues[at : at + 128]
-            encoder = encoder_for(self.processor, self.dataset.frames(chosen[0]))
-            stream = Stream(self.model, encoder, self.processor.image_processor, len(chosen))
-            for row, dialogue in enumerate(chosen):
-                stream.pending[row] = encoder.system(dialogue.system)
-            features = [stream.see(self.dataset.frames(d)) for d in chosen]
-            said = play(stream, [d.turns for d in chosen], features, Greedy(), self.profile.evaluate.max_new_tokens)
-            for dialogue, (spoken,) in zip(chosen, said):
-                gold = dialogue.turns[0].reply
-                task = "caption" if dialogue.kind == "offline-caption" else "attribute_qa"
-                same = facts(spoken.text) == facts(gold) if facts(gold) else spoken.text.strip() == gold
-                right[task].append(same)
+        for dialogue, (said,) in zip(dialogues, self._play(dialogues, 128), strict=True):
+            gold = dialogue.turns[0].reply
+            same = facts(said) == facts(gold) if facts(gold) else said.strip() == gold
+            right["caption" if dialogue.kind == "offline-caption" else "attribute_qa"].append(same)
         return {task: (float(np.mean(hits)), len(hits)) for task, hits in right.items() if hits}
 
     def proactive_output(self, onsets: dict) -> dict[str, float]:
@@ -121,15 +116,12 @@ class Evaluator:
         true moment, which StreamingBench annotates and which here is the onset.
         """
         watched = self.watch(self.records("test", "PO"), self.profile.video.test_interval)
-        first, timed = [], []
+        first, timed, window = [], [], self.profile.evaluate.po_window
         for w in watched:
-            answer = w.record["answer"][0]
-            start, end = answer["reply_timespan"]
-            moment = onsets[w.record["video"], start]
-            ((colour, shape, _),) = facts(answer["content"])
+            (start, end), gold = w.record["answer"][0]["reply_timespan"], w.record["answer"][0]["content"]
+            moment, ((colour, shape, _),) = onsets[w.record["video"], start], facts(gold)
             first.append(((start + end) / 2, "", w.replies))
             timed.append((moment, f"{colour} {shape}", polled(0.0, moment, w.replies)))
-        window = self.profile.evaluate.po_window
         return {
             "accuracy_first_reply": accuracy(first, first_reply_rule, window),
             "accuracy_time": accuracy(timed, time_rule, window),
@@ -143,11 +135,9 @@ class Evaluator:
         started = time.perf_counter()
         watched = self.watch(records, interval, batch=1)
         seconds = time.perf_counter() - started
-        counts = [len(w.replies) for w in watched]
-        return {
-            "reply_turns": float(np.mean(counts)), "reply_turns_std": float(np.std(counts)), "wall_s": seconds,
-            "videos": len(watched), "decisions": sum(w.decisions for w in watched),
-        }  # fmt: skip
+        counts, decisions = [len(w.replies) for w in watched], sum(w.decisions for w in watched)
+        means = {"reply_turns": float(np.mean(counts)), "reply_turns_std": float(np.std(counts))}
+        return means | {"wall_s": seconds, "videos": len(watched), "decisions": decisions}
 
 
 def load_onsets(folder: Path, split: str = "test") -> dict[tuple[str, float], float]:
@@ -166,16 +156,13 @@ def pooled(rows: Sequence[dict], budget: float = 1.0) -> dict:
     FAIL (Table 6): the model replied at more than `budget` of all decisions.
     """
     total = {key: sum(float(row[key]) for row in rows) for key in rows[0] if key != "question_id"}
-    n = len(rows)
     return {
         "pauc": 100 * total["pauc_sum"] / total["spans"] if total["spans"] else "",
         "duplicate": 100 * total["dup_sum"] / total["dup_spans"] if total["dup_spans"] else 0.0,
-        "reply_turns": total["reply_turns"] / n,
+        "reply_turns": total["reply_turns"] / len(rows),
         "latency_s": total["latency_sum"] / total["latency_n"] if total["latency_n"] else "",
         "lucky_share": total["lucky"] / total["correct"] if total["correct"] else "",
-        "correct": int(total["correct"]),
-        "spans": int(total["spans"]),
-        "multi_spans": int(total["multi_spans"]),
+        **{key: int(total[key]) for key in ("correct", "spans", "multi_spans")},
         "status": "FAIL" if total["reply_turns"] > budget * total["decisions"] else "ok",
     }
 
@@ -184,11 +171,8 @@ def to_prediction(watched: Watched) -> dict:
     """One line of the upstream output schema (inference): replies, and the user turns that had text."""
     said = [{"role": "user", "content": c["content"], "time": c["time"]} for c in watched.record["conversation"]]
     said += [{"role": "assistant", "content": text, "time": t} for t, text in watched.replies]
-    return {
-        "question_id": watched.record["question_id"],
-        "model_response_list": sorted(said, key=lambda item: item["time"]),
-        "drop_ratio_list": [],
-    }
+    said.sort(key=lambda item: item["time"])
+    return {"question_id": watched.record["question_id"], "model_response_list": said, "drop_ratio_list": []}
 
 
 def load_head(folder: Path, hidden: int) -> torch.nn.Linear:
@@ -201,20 +185,19 @@ def load_head(folder: Path, hidden: int) -> torch.nn.Linear:
 def choose_threshold(evaluator: Evaluator, out: Path, seed: int) -> float:
     """Best PAUC on development videos over a grid of thresholds; the whole sweep goes to `out` (threshold_sweep.csv)."""
     grid = [float(x) for x in np.linspace(0, 1, evaluator.profile.threshold.grid + 2)[1:-1]]
-    rows, pauc = [], {g: [0.0, 0] for g in grid}
+    rows, sums = [], {threshold: np.zeros(2) for threshold in grid}
     for domain in ("WEB", "EGO"):
         records = evaluator.records("dev", domain, evaluator.profile.evaluate.dev_videos)
-        many = [dict(r) for _ in grid for r in records]  # every threshold is one more session of the same batch
-        thresholds = [g for g in grid for _ in records]
-        scored = evaluator.score(evaluator.watch(many, evaluator.profile.video.test_interval, 4 * len(records), thresholds))
+        many = [g for g in grid for _ in records]  # every threshold is one more session of the same batch
+        interval = evaluator.profile.video.test_interval
+        scored = evaluator.score(evaluator.watch(records * len(grid), interval, 4 * len(records), many))
         for k, g in enumerate(grid):
             mine = scored[k * len(records) : (k + 1) * len(records)]
             found = pooled(mine)
-            pauc[g][0] += sum(r["pauc_sum"] for r in mine)
-            pauc[g][1] += found["spans"]
-            rows.append({"seed": seed, "domain": domain, "threshold": g}
-                        | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")})  # fmt: skip
-    best = max(grid, key=lambda g: pauc[g][0] / pauc[g][1])
+            sums[g] += sum(row["pauc_sum"] for row in mine), found["spans"]
+            shown = {key: found[key] for key in ("pauc", "duplicate", "reply_turns")}
+            rows.append({"seed": seed, "domain": domain, "threshold": g, **shown})
+    best = max(grid, key=lambda g: sums[g][0] / sums[g][1])
     write_csv(out, [row | {"chosen": int(row["threshold"] == best)} for row in rows])
     return best
 

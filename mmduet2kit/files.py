@@ -27,15 +27,25 @@ def write_json(path: Path | str, value) -> Path:
     return write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path | str):
-    """Read a JSON file; a missing or broken one raises UserError."""
-    path = Path(path)
+def _text(path: Path | str) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: check the name, or run the stage that makes it.") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): mend it or make it anew.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8, or make it anew.") from None
+
+
+def _parsed(text: str, where: str):
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where} is not valid JSON ({error}): mend it or make it anew.") from None
+
+
+def read_json(path: Path | str):
+    """Read a JSON file; a missing or broken one raises UserError."""
+    return _parsed(_text(path), str(path))
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping]) -> Path:
@@ -45,20 +55,8 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping]) -> Path:
 
 def read_jsonl(path: Path | str) -> list[dict]:
     """Read one JSON object a line; a broken line raises UserError naming it."""
-    path, rows = Path(path), []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: check the name, or run the stage that makes it.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(f"{path}, line {number} is not valid JSON ({error}): mend or remove it.") from None
-    return rows
+    lines = enumerate(_text(path).splitlines(), start=1)
+    return [_parsed(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
 def write_csv(path: Path | str, rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> Path:
@@ -72,12 +70,8 @@ def write_csv(path: Path | str, rows: Sequence[Mapping], columns: Sequence[str] 
 
 
 def read_csv(path: Path | str) -> list[dict[str, str]]:
-    """Read a CSV file with a header; values stay text."""
-    try:
-        with open(path, newline="", encoding="utf-8") as handle:
-            return list(csv.DictReader(handle))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run the stage that makes it.") from None
+    """Read a CSV file with a header; values stay text. A missing file raises UserError."""
+    return list(csv.DictReader(io.StringIO(_text(path), newline="")))
 
 
 def made_for(folder: Path | str, key: str) -> Path:

@@ -5,12 +5,13 @@ It is report code: `figure3` is the one place outside evaluation that opens the 
 
 import io
 import re
+from pathlib import Path
 
 from PIL import Image
 
 from .corpus.build import Dataset, read_index
 from .corpus.films import load_scenes
-from .corpus.world import COLOURS, MOTIONS, SHAPES, Scene
+from .corpus.world import COLOURS, MOTIONS, SHAPES, sentence
 from .dialogue import NO_REPLY, Dialogue
 from .files import read_json, write_atomic, write_json
 from .profile import Profile
@@ -22,7 +23,7 @@ IMMEDIATE_S = 0.5  # a gold span shorter than this is an immediate answer (upstr
 def sentences() -> tuple[list[str], list[str]]:
     """(all captions of the world, the same things without their motions): what one can say in it."""
     things = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    captions = [Scene(0, 1, 0, *thing, motion).caption for thing in things for motion in MOTIONS]
+    captions = [sentence(*thing, motion) for thing in things for motion in MOTIONS]
     return captions, [f"A {colour} {shape}." for colour, shape in things]
 
 
@@ -53,10 +54,10 @@ def _stills(profile: Profile, dataset: Dataset, shown: Dialogue, indices: list[i
     """Save these frames as results/frames/<name>_<k>.png; [{"time", "image"}]."""
     out = []
     for k, (index, pixels) in enumerate(zip(indices, dataset.frames(shown, indices), strict=True)):
-        buffer = io.BytesIO()
+        buffer, image = io.BytesIO(), f"frames/{name}_{k:02d}.png"
         Image.fromarray(pixels).save(buffer, "PNG")
-        write_atomic(profile.results / "frames" / f"{name}_{k:02d}.png", buffer.getvalue())
-        out.append({"time": index * shown.interval, "image": f"frames/{name}_{k:02d}.png"})
+        write_atomic(profile.results / image, buffer.getvalue())
+        out.append({"time": index * shown.interval, "image": image})
     return out
 
 
@@ -67,7 +68,7 @@ def example(dialogues: list[Dialogue], kind: str) -> Dialogue | None:
     return max(zip(immediate, found), key=lambda p: (p[0], -abs(len(p[1].gold) - 4)), default=(0, None))[1]
 
 
-def figure1(profile: Profile, dataset: Dataset) -> dict:
+def figure1(profile: Profile, dataset: Dataset) -> Path:
     """figure1.json: one dialogue of each kind."""
     types = {}
     for kind in ("1QnA", "nQnA"):
@@ -82,21 +83,17 @@ def figure1(profile: Profile, dataset: Dataset) -> dict:
                             for g, immediate in spans if not immediate],
                 "immediate": [{"time": round((g.start + g.end) / 2, 2), "text": g.text} for g, short in spans if short],
             }  # fmt: skip
-    found = {"title": "Proactive dialogues", "types": types}
-    write_json(profile.results / "figure1.json", found)
-    return found
+    return write_json(profile.results / "figure1.json", {"title": "Proactive dialogues", "types": types})
 
 
-def figure2(profile: Profile, encoder, shown: Dialogue) -> dict:
+def figure2(profile: Profile, encoder, shown: Dialogue) -> Path:
     """figure2.json: the encoded ids of a dialogue as text, special tokens included, a segment a message."""
-    text = encoder.tokenizer.decode(encoder.encode(shown).ids)
-    parts = re.split(r"(?=<\|im_start\|>)", text)[1:]
-    found = {"segments": [{"role": re.match(r"<\|im_start\|>(\w+)", part)[1], "text": part} for part in parts]}
-    write_json(profile.results / "figure2.json", found)
-    return found
+    messages = re.split(r"(?=<\|im_start\|>)", encoder.tokenizer.decode(encoder.encode(shown).ids))[1:]
+    found = [{"role": re.match(r"<\|im_start\|>(\w+)", text)[1], "text": text} for text in messages]
+    return write_json(profile.results / "figure2.json", {"segments": found})
 
 
-def figure3(profile: Profile, dataset: Dataset) -> dict:
+def figure3(profile: Profile, dataset: Dataset) -> Path:
     """figure3.json: of the WEB test videos' scenes the one whose onset is hidden longest."""
     onsets = read_json(dataset.folder / "onsets" / "test.json")
     records = [r for r in load_scenes(dataset.folder, "test") if r["domain"] == "WEB"]
@@ -107,14 +104,12 @@ def figure3(profile: Profile, dataset: Dataset) -> dict:
     for frame in frames:
         frame["in_scene"] = scene["start"] <= frame["time"] < scene["end"]
     found = {"frames": frames, "caption": scene["caption"], "span": [scene["start"], scene["end"]], "onset": onset}
-    write_json(profile.results / "figure3.json", found)
-    return found
+    return write_json(profile.results / "figure3.json", found)
 
 
-def figure4(profile: Profile) -> dict:
+def figure4(profile: Profile) -> Path:
     """figure4.json: two replies in a span of 10 s; a higher score, or the same earlier, is better (4.3.2)."""
     better = [("higher score", [[3, 1], [7, 2]]), ("earlier", [[3, 1], [5, 1.5]])]
     found = {"span": [0, 10], "max_score": 2, "initial": 0.5, "replies": [[3, 1], [7, 1.5]],
              "alternatives": [{"name": name, "replies": replies} for name, replies in better]}  # fmt: skip
-    write_json(profile.results / "figure4.json", found)
-    return found
+    return write_json(profile.results / "figure4.json", found)

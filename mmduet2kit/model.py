@@ -21,30 +21,20 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int):
     from transformers import Qwen2TokenizerFast
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - len(SPECIALS) - 1,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    alphabet, size = pre_tokenizers.ByteLevel.alphabet(), vocabulary - len(SPECIALS) - 1
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(texts, trainer)
     return Qwen2TokenizerFast(
-        tokenizer_object=backend,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token=None,
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None,
         additional_special_tokens=list(SPECIALS),
-    )
+    )  # fmt: skip
 
 
 def make_processor(tokenizer):
-    """Qwen2.5-VL's own processor around a tokenizer; pictures arrive resized (corpus/video.py), so it does not resize."""
+    """Qwen2.5-VL's own processor around a tokenizer; pictures arrive resized (corpus/video.py): it does not resize."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
     import trl
 
@@ -62,44 +52,24 @@ def make_model(spec: Model, tokenizer, seed: int):
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIALS}
     config = Qwen2_5_VLConfig(
         text_config=dict(
-            vocab_size=-(-len(tokenizer) // 64) * 64,
-            hidden_size=spec.hidden,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            num_key_value_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            intermediate_size=spec.intermediate,
-            max_position_embeddings=32768,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": 1_000_000.0,
-                "mrope_section": [2 * third, 3 * third, 3 * third],  # the 3B model's 16, 24, 24 of 64
-            },
-            bos_token_id=None,
-            eos_token_id=ids["<|im_end|>"],
-            pad_token_id=tokenizer.pad_token_id,
+            vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=spec.hidden, num_hidden_layers=spec.layers,
+            num_attention_heads=spec.heads, num_key_value_heads=spec.kv_heads, head_dim=spec.head_dim,
+            intermediate_size=spec.intermediate, max_position_embeddings=32768,
+            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0,
+                             "mrope_section": [2 * third, 3 * third, 3 * third]},  # the 3B model's 16, 24, 24 of 64
+            bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=tokenizer.pad_token_id,
             initializer_range=spec.init_range,
         ),
         vision_config=dict(
-            depth=spec.vision_layers,
-            hidden_size=spec.vision_hidden,
-            num_heads=spec.vision_heads,
-            intermediate_size=spec.vision_intermediate,
-            out_hidden_size=spec.hidden,
-            patch_size=14,
-            spatial_merge_size=2,
-            temporal_patch_size=2,
-            window_size=112,
-            fullatt_block_indexes=[spec.vision_layers - 1],
-            initializer_range=spec.init_range,
+            depth=spec.vision_layers, hidden_size=spec.vision_hidden, num_heads=spec.vision_heads,
+            intermediate_size=spec.vision_intermediate, out_hidden_size=spec.hidden, patch_size=14,
+            spatial_merge_size=2, temporal_patch_size=2, window_size=112,
+            fullatt_block_indexes=[spec.vision_layers - 1], initializer_range=spec.init_range,
         ),
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        initializer_range=spec.init_range,
-        tie_word_embeddings=True,
-    )
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        initializer_range=spec.init_range, tie_word_embeddings=True,
+    )  # fmt: skip
     config._attn_implementation = spec.attention
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
@@ -121,9 +91,8 @@ def load_model(folder: Path | str, dtype: str = "float32", attention: str = "sdp
 
     logging.disable_progress_bar()  # it fills logs, and in notebooks it leaves widgets behind
     try:
-        return Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation=attention
-        )
+        kind = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **kind)
     except OSError as error:
         raise UserError(f"No model could be loaded from {folder} ({str(error).splitlines()[0]}).") from None
 

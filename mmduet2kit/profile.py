@@ -4,9 +4,8 @@ A profile may extend another (`extends: tiny`) and then states only what differs
 """
 
 import json
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -161,31 +160,24 @@ class Profile(_Section):
         """Digest of the resolved content."""
         return sha256_text(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
-    @cached_property
-    def run_dir(self) -> Path:
-        return Path("runs") / self.name
-
-    @property
-    def results(self) -> Path:
-        return self.run_dir / "results"
-
-    @property
-    def data(self) -> Path:
-        return self.run_dir / "data"
+    run_dir = property(lambda self: Path("runs") / self.name)
+    results = property(lambda self: self.run_dir / "results")
+    data = property(lambda self: self.run_dir / "data")
 
     def model_dir(self, name: str, seed: int) -> Path:
-        """Where a trained model lies: base, sft, threshold, rl, rl-no_rep, sft-1s, ..."""
-        return self.run_dir / "models" / f"{name}-seed{seed}"
+        """Where a model lies: base, sft, threshold, rl, rl-no_rep, sft-1s, ...; base may be one that is named."""
+        named = name == "base" and self.model.path
+        return Path(named) if named else self.run_dir / "models" / f"{name}-seed{seed}"
 
 
-def _merge(base: dict, over: dict) -> dict:
-    return {
-        **base,
-        **{k: _merge(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in over.items()},
-    }
+def _merge(base, over):
+    """`over` upon `base`: mappings are merged key by key, anything else is replaced."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: _merge(base.get(key), value) for key, value in over.items()}
 
 
-def _raw(name: str) -> dict[str, Any]:
+def _raw(name: str) -> dict:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))

@@ -1,31 +1,22 @@
 """From evaluation files (results/eval/*.json) to the CSV files of the tables; a missing run is NOT RUN, never blank."""
 
+from collections.abc import Iterator, Mapping
+
 from .files import read_csv, read_json, write_csv
 from .profile import Profile
 
-PROACTIVE = ("pauc", "duplicate", "reply_turns")
 DOMAINS = ("WEB", "EGO", "TV", "VAD")
-SUMS = (
-    "spans", "pauc_sum", "dup_spans", "dup_sum", "multi_spans", "reply_turns", "correct", "lucky", "latency_sum",
-    "latency_n",
-)  # fmt: skip
-
-
-def _runs(profile: Profile, model: str):
-    """(seed, evaluation or None) for every seed of the profile."""
-    for seed in profile.seeds:
-        path = profile.results / "eval" / f"{model}-seed{seed}.json"
-        yield seed, read_json(path) if path.exists() else None
-
-
-def _proactive(found: dict | None, domain: str, interval: float) -> dict | None:
-    return found and next(
-        (part for part in found["proactive"] if (part["domain"], part["interval"]) == (domain, interval)), None
-    )
-
-
-def _rounded(row: dict) -> dict:
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+SUMS = "spans pauc_sum dup_spans dup_sum multi_spans reply_turns correct lucky latency_sum latency_n".split()
+COLUMNS = {
+    "table2": "model domain seed pauc duplicate reply_turns latency_s quantum_s lucky_share correct spans multi_spans "
+    "status",
+    "table3": "model seed reply_turns reply_turns_std wall_s videos decisions status",
+    "table4": "model seed task accuracy n status",
+    "table5": "model seed accuracy_first_reply accuracy_time accuracy_time_content n status",
+    "table6": "model domain seed pauc duplicate reply_turns status",
+    "table7": "sft_interval rl_interval test_interval domain seed pauc duplicate reply_turns status",
+    "per_video": f"experiment model setting domain seed question_id {' '.join(SUMS)}",
+}
 
 
 def join_seeds(profile: Profile, name: str) -> list[dict]:
@@ -38,7 +29,7 @@ def join_seeds(profile: Profile, name: str) -> list[dict]:
 
 
 def full_arm(profile: Profile) -> str:
-    """The model with the full reward at the ablation arms' number of steps: `rl` itself, or `rl-short`, kept on the way."""
+    """The model with the full reward at the ablation arms' number of steps: `rl`, or `rl-short`, kept on the way."""
     return "rl" if profile.ablation.rl_steps == profile.rl.steps else "rl-short"
 
 
@@ -46,97 +37,63 @@ class Tables:
     """Writes tables 2 to 7 and per_video.csv of a profile's run, as far as it has come."""
 
     def __init__(self, profile: Profile):
-        self.profile, self.interval = profile, profile.video.test_interval
-        self.videos: list[dict] = []
-
-    def _write(self, name: str, rows: list[dict], columns: list[str]) -> None:
-        filled = [{c: row.get(c, "") for c in columns} for row in map(_rounded, rows)]
-        write_csv(self.profile.results / f"{name}.csv", filled, columns)
-
-    def _row(self, experiment: str, model: str, label: str, domain: str, seed: int, found, interval: float) -> dict:
-        part = _proactive(found, domain, interval)
-        if part is None:
-            return {"status": "NOT RUN"}
-        keys = {"experiment": experiment, "model": label, "setting": f"{interval:g}s", "domain": domain, "seed": seed}
-        self.videos += [
-            keys | {"question_id": row["question_id"]} | {s: row[s] for s in SUMS} for row in part["rows"]
-        ]
-        return part["pooled"]
+        self.profile = profile
+        self.rows: dict[str, list[dict]] = {}
 
     def write(self) -> None:
-        """Write everything."""
-        self.table2()
-        self.table3()
-        self.table4()
-        self.table5()
-        self.table6()
-        self.table7()
-        self._write("per_video", self.videos,
-                    ["experiment", "model", "setting", "domain", "seed", "question_id", *SUMS])  # fmt: skip
+        """Write everything.
 
-    def table2(self) -> None:
-        rows = [
-            {"model": model, "domain": domain, "seed": seed}
-            | self._row("T2", model, model, domain, seed, found, self.interval)
-            for model in ("base", "sft", "threshold", "rl")
-            for seed, found in _runs(self.profile, model)
-            for domain in DOMAINS
-        ]
-        self._write("table2", rows, ["model", "domain", "seed", *PROACTIVE, "latency_s", "quantum_s", "lucky_share",
-                                     "correct", "spans", "multi_spans", "status"])  # fmt: skip
-
-    def _extra(self, name: str, models: tuple[str, ...]):
-        for model in models:
-            for seed, found in _runs(self.profile, model):
-                part = (found or {}).get(name)
-                yield {"model": model, "seed": seed, "status": "ok" if part else "NOT RUN"}, part or {}
-
-    def table3(self) -> None:
-        rows = [row | part for row, part in self._extra("speed", ("threshold", "rl"))]
-        self._write("table3", rows, ["model", "seed", "reply_turns", "reply_turns_std", "wall_s", "videos", "decisions",
-                                     "status"])  # fmt: skip
-
-    def table4(self) -> None:
-        rows = []
-        for row, part in self._extra("offline", ("base", "sft", "rl")):
+        Table 6: all rows at the arms' number of steps; the full reward is the main run's model at that step.
+        Table 7: SFT at each interval without RL; RL at each interval on the SFT of the profile's; each tested at both.
+        """
+        coarse, fine = self.profile.video.train_interval, self.profile.video.test_interval
+        full, self.rows = full_arm(self.profile), {name: [] for name in COLUMNS}
+        for model in ("base", "sft", "threshold", "rl"):
+            self._watched(2, model, model, fine, DOMAINS, {"model": model})
+        for label, model in {"rl": full, **{f"rl-{arm}": f"rl-{arm}" for arm in self.profile.ablation.arms}}.items():
+            self._watched(6, model, label, fine, DOMAINS[:2], {"model": label})
+        trained = {(fine, ""): f"sft-{fine:g}s", (coarse, ""): "sft",
+                   (coarse, fine): f"rl-{fine:g}s", (coarse, coarse): full}  # fmt: skip
+        for (sft, rl), model in trained.items():
+            for test in (fine, coarse):
+                label = f"sft{sft:g}s" + (f"-rl{rl:g}s" if rl else "")
+                keys = {"sft_interval": sft, "rl_interval": rl, "test_interval": test}
+                self._watched(7, model, label, test, DOMAINS[:2], keys)
+        self.rows["table3"] += (row | part for row, part in self._extra("speed", "threshold", "rl"))
+        for row, part in self._extra("offline", "base", "sft", "rl"):
             for task in ("caption", "attribute_qa"):
                 accuracy, n = part.get(task, ("", ""))
-                rows.append(row | {"task": task, "accuracy": accuracy and 100 * accuracy, "n": n})
-        self._write("table4", rows, ["model", "seed", "task", "accuracy", "n", "status"])
+                self.rows["table4"].append(row | {"task": task, "accuracy": accuracy and 100 * accuracy, "n": n})
+        for row, part in self._extra("po", "threshold", "sft", "rl"):
+            self.rows["table5"].append(row | {k: v if k == "n" else 100 * v for k, v in part.items()})
+        for name, columns in COLUMNS.items():
+            filled = [{c: _tidy(row.get(c, "")) for c in columns.split()} for row in self.rows[name]]
+            write_csv(self.profile.results / f"{name}.csv", filled, columns.split())
 
-    def table5(self) -> None:
-        rows = []
-        for row, part in self._extra("po", ("threshold", "sft", "rl")):
-            rows.append(row | {k: v if k == "n" else 100 * v for k, v in part.items()})
-        self._write("table5", rows, ["model", "seed", "accuracy_first_reply", "accuracy_time", "accuracy_time_content",
-                                     "n", "status"])  # fmt: skip
+    def _runs(self, model: str) -> Iterator[tuple[int, dict]]:
+        """(seed, evaluation) for every seed of the profile; {} for one that is missing."""
+        for seed in self.profile.seeds:
+            path = self.profile.results / "eval" / f"{model}-seed{seed}.json"
+            yield seed, read_json(path) if path.exists() else {}
 
-    def table6(self) -> None:
-        """All rows at the arms' number of steps: the full reward is the main run's model at that step."""
-        models = {"rl": full_arm(self.profile)} | {f"rl-{arm}": f"rl-{arm}" for arm in self.profile.ablation.arms}
-        rows = [
-            {"model": label, "domain": domain, "seed": seed}
-            | self._row("T6", model, label, domain, seed, found, self.interval)
-            for label, model in models.items()
-            for seed, found in _runs(self.profile, model)
-            for domain in ("WEB", "EGO")
-        ]
-        self._write("table6", rows, ["model", "domain", "seed", *PROACTIVE, "status"])
+    def _watched(self, table: int, model: str, label: str, interval: float, domains, keys: Mapping) -> None:
+        """Add a model's rows at a test interval to a table, and its videos, under `label`, to per_video."""
+        for seed, found in self._runs(model):
+            parts = {part["domain"]: part for part in found.get("proactive", ()) if part["interval"] == interval}
+            for domain in domains:
+                part = parts.get(domain, {"rows": [], "pooled": {"status": "NOT RUN"}})
+                at = {"domain": domain, "seed": seed}
+                self.rows[f"table{table}"].append({**keys, **at, **part["pooled"]})
+                at |= {"experiment": f"T{table}", "model": label, "setting": f"{interval:g}s"}
+                self.rows["per_video"] += (row | at for row in part["rows"])
 
-    def table7(self) -> None:
-        """SFT at each interval without RL; RL at each interval on the SFT of the profile's; each tested at both."""
-        base, fine = self.profile.video.train_interval, self.profile.video.test_interval
-        models = {
-            (fine, ""): f"sft-{fine:g}s", (base, ""): "sft",
-            (base, fine): f"rl-{fine:g}s", (base, base): full_arm(self.profile),
-        }  # fmt: skip
-        rows = [
-            {"sft_interval": sft, "rl_interval": rl, "test_interval": test, "domain": domain, "seed": seed}
-            | self._row("T7", model, f"sft{sft:g}s" + (f"-rl{rl:g}s" if rl else ""), domain, seed, found, test)
-            for (sft, rl), model in models.items()
-            for seed, found in _runs(self.profile, model)
-            for test in (fine, base)
-            for domain in ("WEB", "EGO")
-        ]
-        self._write("table7", rows, ["sft_interval", "rl_interval", "test_interval", "domain", "seed", *PROACTIVE,
-                                     "status"])  # fmt: skip
+    def _extra(self, name: str, *models: str) -> Iterator[tuple[dict, dict]]:
+        """(first columns of a row, what `--extras name` measured or {}) for every model and seed."""
+        for model in models:
+            for seed, found in self._runs(model):
+                part = found.get(name, {})
+                yield {"model": model, "seed": seed, "status": "ok" if part else "NOT RUN"}, part
+
+
+def _tidy(value):
+    return round(value, 4) if isinstance(value, float) else value

@@ -44,14 +44,18 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     """`mmduet2 run`."""
-    return run_stages(load_profile(args.profile), start=args.start, only=args.only, force=args.force,
-                      dry_run=args.dry_run)
+    named = args.profile if "." not in args.profile else str(Path(args.profile).absolute())  # notebooks change folder
+    return run_stages(load_profile(args.profile), named=named, start=args.start, only=args.only,
+                      force=args.force, dry_run=args.dry_run)
 
 
-def run_stages(profile, *, notebooks: Path = Path("notebooks"), start: str | None = None,
+def run_stages(profile, *, notebooks: Path = Path("notebooks"), named: str | None = None, start: str | None = None,
                only: str | None = None, force: bool = False, dry_run: bool = False) -> int:
-    """Execute the notebooks of a folder for a profile (from the main thread); returns the exit code."""
-    stages, given = plan.load_stages(notebooks), {"PROFILE": profile.name, "INTERACTIVE": False}
+    """Execute the notebooks of a folder for a profile (from the main thread); returns the exit code.
+
+    named: the profile's name or file, as the notebooks get it (default: its name).
+    """
+    stages, given = plan.load_stages(notebooks), {"PROFILE": named or profile.name, "INTERACTIVE": False}
     for stage in stages:
         plan.check_parameters(stage, given)
     numbers = [stage.name[:2] for stage in stages]
@@ -141,8 +145,7 @@ class _Run:
         """Execute a stage, watch it, end all that is left of it, and complete its entry."""
         tag, limit = f"{self.dir}:{stage.name}", self.profile.stage_timeout_s
         log = self.dir / "logs" / f"{stage.name}.log"
-        command = [sys.executable, "-m", __name__, self.dir, stage.path, json.dumps(self.given),
-                   str(os.getpid())]
+        command = [sys.executable, "-m", __name__, self.dir, stage.path, json.dumps(self.given), str(os.getpid())]
         with open(log, "wb") as out:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                                        env=self._environment(tag), start_new_session=True)

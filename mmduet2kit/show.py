@@ -6,13 +6,14 @@ import io
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from itertools import groupby
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from IPython.display import HTML, display
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from . import report
@@ -21,10 +22,12 @@ from .files import read_csv
 from .manifest import versions
 from .profile import Profile, load_profile
 from .report import style
+from .report.tables import TEMPLATES
 from .score import Reward, pauc
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "av", "numpy")
+PARTS = TEMPLATES.get_template("show.html").module
 COLOR = {"user": style.ORANGE, "assistant": style.BLUE, "silent": style.GREY}
 
 
@@ -41,22 +44,16 @@ def begin(name: str) -> Profile:
 
 def table(rows: Sequence[Mapping], caption: str, most: int = 20) -> HTML:
     """Rows (dicts with the same keys) under a caption: numbers to three digits, the first `most` rows."""
-    texts = [[f"{v:.3g}" if isinstance(v, float) else escape(str(v)) for v in row.values()] for row in rows[:most]]
-    body = "".join("<tr>" + "".join(f'<td style="text-align:left">{t}</td>' for t in row) + "</tr>" for row in texts)
-    head = "".join(f'<th scope="col">{escape(str(key))}</th>' for key in (rows[0] if rows else ()))
-    more = f" (the first {most} of {len(rows)} rows)" if len(rows) > most else "" if rows else " (no rows)"
-    return HTML(f"<table><caption>{escape(caption)}{more}</caption><tr>{head}</tr>{body}</table>")
+    return HTML(PARTS.table(rows, caption, most))
 
 
 def picture(drawing: Figure | bytes, alt: str, rows: Sequence[Mapping] = (), kind: str = "svg+xml") -> HTML:
     """A drawing with its alt text below it, and the rows it was drawn from, folded away."""
-    buffer = io.BytesIO(drawing if isinstance(drawing, bytes) else b"")
     if isinstance(drawing, Figure):
+        buffer = io.BytesIO()
         drawing.savefig(buffer, format=kind.split("+")[0], bbox_inches="tight")
-    data, alt = base64.b64encode(buffer.getvalue()).decode(), escape(alt)
-    folded = f"<details><summary>The data as a table</summary>{table(rows, 'Data', 60).data}</details>" if rows else ""
-    return HTML(f'<figure style="margin:0"><img src="data:image/{kind};base64,{data}" alt="{alt}" '
-                f'style="max-width:100%"><figcaption>{alt}</figcaption>{folded}</figure>')  # fmt: skip
+        drawing = buffer.getvalue()
+    return HTML(PARTS.picture(base64.b64encode(drawing).decode(), kind, alt, rows))
 
 
 def figure(name: str, profile: Profile) -> HTML:
@@ -66,16 +63,15 @@ def figure(name: str, profile: Profile) -> HTML:
     if ".svg" in paths:
         return picture(paths[".svg"].read_bytes(), paths[".txt"].read_text().strip(), read_csv(paths[".csv"]))
     made = draw.table(profile.results)
-    notes = "".join(f"<li>{escape(note)}</li>" for note in made.notes)
     rows = [dict(zip([header or "model" for header in made.header], row, strict=True)) for row in made.rows]
-    return HTML(f"{table(rows, made.title, len(rows)).data}<ul>{notes}</ul>")
+    return HTML(PARTS.table(rows, made.title, len(rows)) + PARTS.notes(made.notes))
 
 
 def source(thing) -> HTML:
     """The source that ran, with the place where it stands."""
     lines, first = inspect.getsourcelines(thing)
     place = f"{Path(inspect.getsourcefile(inspect.unwrap(thing))).relative_to(ROOT)}, from line {first}"
-    return HTML(f"<details open><summary>{place}</summary><pre>{escape(''.join(lines))}</pre></details>")
+    return HTML(PARTS.source(place, "".join(lines)))
 
 
 def dialogue(shown: Dialogue, most: int = 40) -> HTML:
@@ -86,22 +82,18 @@ def dialogue(shown: Dialogue, most: int = 40) -> HTML:
             events.append((f"{time:g} s", "user", f"[{len(turn.frames)} frames] {turn.text or ''}"))
         if turn.reply is not None:
             events.append((f"{time:g} s", "silent" if turn.reply == NO_REPLY else "assistant", turn.reply))
-    lines = []
-    for number, run in groupby(enumerate(events), key=lambda e: -1 if e[1][1] == "silent" else e[0]):
+    rows = []
+    for _, run in groupby(enumerate(events), key=lambda event: -1 if event[1][1] == "silent" else event[0]):
         (when, who, text), *rest = [event for _, event in run]
-        texts = (f"{when} to {rest[-1][0]}", who, f"{text} x {len(rest) + 1}") if rest else (when, who, text)
-        cells = "".join(f'<td style="text-align:left">{escape(t)}</td>' for t in texts)
-        lines.append(f'<tr style="color:{COLOR.get(who, "inherit")}">{cells}</tr>')
-    return HTML(f"<table><caption>Dialogue {escape(shown.id)}</caption>{''.join(lines[:most])}</table>")
+        rows.append((f"{when} to {rest[-1][0]}", who, f"{text} x {len(rest) + 1}") if rest else (when, who, text))
+    return HTML(PARTS.dialogue(shown.id, rows[:most], COLOR))
 
 
 def tokens(encoder, encoded, most: int = 400) -> HTML:
     """Encoded text of one dialogue; what has a label is marked and stands in double brackets."""
-    pieces, pairs = [], list(zip(encoded.ids, encoded.labels, strict=True))[:most]
-    for learned, run in groupby(pairs, key=lambda pair: pair[1] >= 0):
-        text = escape(encoder.tokenizer.decode([token for token, _ in run]))
-        pieces.append(f"<mark>⟦{text}⟧</mark>" if learned else text)
-    return HTML(f'<pre style="white-space:pre-wrap">{"".join(pieces)}</pre>')
+    pairs = list(zip(encoded.ids, encoded.labels, strict=True))[:most]
+    runs = [(learned, [token for token, _ in run]) for learned, run in groupby(pairs, key=lambda pair: pair[1] >= 0)]
+    return HTML(PARTS.tokens([(learned, encoder.tokenizer.decode(run)) for learned, run in runs]))
 
 
 def strip(dataset, shown: Dialogue, caption: str, said: Sequence[tuple[float, str]] | None = None) -> HTML:
@@ -109,9 +101,9 @@ def strip(dataset, shown: Dialogue, caption: str, said: Sequence[tuple[float, st
     timed = list(zip(shown.times(), shown.turns))
     if said is None:
         said = [(time, turn.reply) for time, turn in timed if turn.reply not in (None, NO_REPLY)]
-    rows = [{"what": "user", "from": time, "to": time, "text": turn.text} for time, turn in timed if turn.text]
-    rows += [{"what": "gold span", "from": g.start, "to": g.end, "text": g.text} for g in shown.gold]
-    rows += [{"what": "reply", "from": time, "to": time, "text": text} for time, text in said]
+    events = [("user", time, time, turn.text) for time, turn in timed if turn.text]
+    events += [("gold span", g.start, g.end, g.text) for g in shown.gold]
+    events += [("reply", time, time, text) for time, text in said]
     drawing, end, indices = Figure(figsize=(10, 2.6), layout="constrained"), timed[-1][0], shown.frame_indices()
     axes, indices = drawing.subplots(), indices[:: -(-len(indices) // 10)]
     wide = end / len(indices)
@@ -119,27 +111,28 @@ def strip(dataset, shown: Dialogue, caption: str, said: Sequence[tuple[float, st
         axes.imshow(image, extent=((k + 0.04) * wide, (k + 0.96) * wide, 2.2, 4), aspect="auto")
     decided = [time for time, turn in timed if turn.frames]
     axes.plot(decided, [0.3] * len(decided), "|", color=style.GREY)
-    for row in rows:
-        if row["what"] == "gold span":
-            axes.barh(1, row["to"] - row["from"], 0.45, row["from"], color=style.GREEN, alpha=0.4)
+    for what, start, stop, _ in events:
+        if what == "gold span":
+            axes.barh(1, stop - start, 0.45, start, color=style.GREEN, alpha=0.4)
         else:
-            mark, color, y = ("v", style.ORANGE, 1.7) if row["what"] == "user" else ("D", style.BLUE, 0.3)
-            axes.plot(row["from"], y, marker=mark, color=color, clip_on=False)
+            mark, color, y = ("v", style.ORANGE, 1.7) if what == "user" else ("D", style.BLUE, 0.3)
+            axes.plot(start, y, marker=mark, color=color, clip_on=False)
     axes.set(xlim=(0, end), ylim=(0, 4), yticks=[0.3, 1, 1.7, 3.1], xlabel="video time, s",
              yticklabels=["turns (|), replies", "gold spans", "user speaks", "frames"])  # fmt: skip
     counts = f"gold spans: {len(shown.gold)}, replies: {len(said)}"
+    rows = [dict(zip(("what", "from", "to", "text"), event)) for event in events]
     return picture(drawing, f"{caption} {len(indices)} frames over {end:g} s; {counts}.", rows, "png")
 
 
 def pauc_area(span, replies, max_score: float, title: str, initial: float = 0.5) -> HTML:
     """The step line of scores over a span, and the area that PAUC (omega 0) measures; replies [(time, score)]."""
-    inside = sorted((t, s) for t, s in replies if span[0] <= t <= span[1])
-    times, scores = [span[0], *(t for t, _ in inside), span[1]], [initial, *(s for _, s in inside)]
+    corners = [(span[0], initial), *sorted((t, s) for t, s in replies if span[0] <= t <= span[1])]
+    times, scores = zip(*corners, (span[1], corners[-1][1]))
     drawing = Figure(figsize=(3.2, 2.2), layout="constrained")
     axes = drawing.subplots()
-    axes.fill_between(times, [*scores, scores[-1]], step="post", color=style.SKY, alpha=0.45, linewidth=0)
-    axes.step(times, [*scores, scores[-1]], where="post", color=style.BLUE)
-    axes.plot(times[1:-1], scores[1:], "o", color=style.BLUE, clip_on=False)
+    axes.fill_between(times, scores, step="post", color=style.SKY, alpha=0.45, linewidth=0)
+    axes.step(times, scores, where="post", color=style.BLUE)
+    axes.plot(times[1:-1], scores[1:-1], "o", color=style.BLUE, clip_on=False)
     axes.set(xlim=span, ylim=(0, max_score), xlabel="video time, s", ylabel="score", title=title)
     value = 100 * pauc(span, replies, max_score, 0.0, initial)
     said = ", ".join(f"score {s:g} at {t:g} s" for t, s in replies) or "no reply"
@@ -148,18 +141,17 @@ def pauc_area(span, replies, max_score: float, title: str, initial: float = 0.5)
 
 def reward_terms(rewards: Mapping[str, Reward], caption: str, **more: Sequence) -> HTML:
     """One row a rollout: the four terms, their weighted sum, and more columns."""
-    names = {"r_PAUC": "pauc", "r_rep": "rep", "r_in_span": "in_span", "r_pfx": "pfx", "weighted sum": "total"}
-    return table([{"rollout": rollout} | {label: getattr(reward, name) for label, name in names.items()}
-                  | {key: column[k] for key, column in more.items()}
-                  for k, (rollout, reward) in enumerate(rewards.items())], caption)  # fmt: skip
+    rows = [{"rollout": name, "r_PAUC": r.pauc, "r_rep": r.rep, "r_in_span": r.in_span, "r_pfx": r.pfx,
+             "weighted sum": r.total} for name, r in rewards.items()]  # fmt: skip
+    return table([row | {key: column[k] for key, column in more.items()} for k, row in enumerate(rows)], caption)
 
 
 def group(rollouts: Sequence, caption: str) -> HTML:
     """One prompt's rollouts with their rewards and advantages: (reward - group mean) / group deviation."""
     totals = np.array([r.reward.total for r in rollouts])
     said = ["; ".join(f"{t:g} s: {text}" for t, text in r.turns if text != NO_REPLY) or "silent" for r in rollouts]
-    rewards = {f"{k}": r.reward for k, r in enumerate(rollouts, 1)}
     advantages = (totals - totals.mean()) / (totals.std(ddof=1) + 1e-4)  # as TRL computes them
+    rewards = {f"{k}": r.reward for k, r in enumerate(rollouts, 1)}
     return reward_terms(rewards, caption, advantage=advantages.tolist(), replies=said)
 
 
@@ -171,11 +163,11 @@ def curves(paths: Mapping[str, Path], columns: Sequence[str], caption: str) -> H
     for axes, column in zip(drawing.subplots(high, wide, squeeze=False).flat, columns):
         axes.set(title=column, xlabel="step")
         for k, (label, path) in enumerate(paths.items()):
-            rows = read_csv(path) if path.exists() else []
-            points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-            if points:
-                axes.plot(*zip(*points), label=label, **style.SERIES[k % 4] | {"marker": "", "linewidth": 1.2})
-                ends.append({"line": label, "column": column, "first": points[0][1], "last": points[-1][1]})
+            log = pd.read_csv(path).set_index("step") if path.exists() else pd.DataFrame()
+            points = log[column].dropna() if column in log else ()
+            if len(points):
+                axes.plot(points, label=label, **style.SERIES[k % 4] | {"marker": "", "linewidth": 1.2})
+                ends.append({"line": label, "column": column, "first": points.iloc[0], "last": points.iloc[-1]})
     if ends:
         drawing.axes[0].legend()
     said = "; ".join(f"{e['column']} ({e['line']}) from {e['first']:.3g} to {e['last']:.3g}" for e in ends)
@@ -184,8 +176,7 @@ def curves(paths: Mapping[str, Path], columns: Sequence[str], caption: str) -> H
 
 def interactive_or_static(fn: Callable, values: Sequence, default, interactive: bool) -> None:
     """Show fn(value) for the first value, the default and the last, always; `interactive` adds a slider over all."""
-    shown = "".join(f"<div>{fn(value).data}</div>" for value in dict.fromkeys((values[0], default, values[-1])))
-    display(HTML(f'<div style="display:flex;flex-wrap:wrap;gap:1em">{shown}</div>'))
+    display(HTML(PARTS.row([Markup(fn(value).data) for value in dict.fromkeys((values[0], default, values[-1]))])))
     if interactive:
         import ipywidgets
 

@@ -1,5 +1,7 @@
 """Evaluation: clocks, latency after the hidden onset, lucky guesses apart, FAIL, and tables that print NOT RUN."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -100,3 +102,15 @@ def test_missing_runs_are_not_run(tmp_path, monkeypatch, case):
     for name in ("table3", "table4", "table5", "table6", "table7"):
         assert {r["status"] for r in read_csv(PROFILE.results / f"{name}.csv")} <= {"NOT RUN", "ok"}
     assert len(read_csv(PROFILE.results / "per_video.csv")) >= 1
+
+
+def test_a_base_model_that_the_profile_names_is_used(monkeypatch):
+    model = PROFILE.model.model_copy(update={"path": "somewhere/base-3B"})
+    named, asked = PROFILE.model_copy(update={"model": model}), []
+    monkeypatch.setattr(evaluate, "load_profile", lambda name: named)
+    monkeypatch.setattr(evaluate, "load", lambda folder, *_: asked.append(str(folder)) or 1 / 0)
+    for name in ("base", "sft"):
+        with pytest.raises(ZeroDivisionError):
+            evaluate.run(SimpleNamespace(profile="any", seed=1, model=name, domains="WEB", intervals="", extras=""))
+    assert asked == ["somewhere/base-3B", "runs/tiny/models/sft-seed1"]
+    assert str(PROFILE.model_dir("base", 1)) == "runs/tiny/models/base-seed1"

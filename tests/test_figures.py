@@ -14,7 +14,7 @@ from mmduet2kit.files import read_csv, write_csv
 from mmduet2kit.report import redraw, scripts, tables
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "figures").glob("*.py"))
+NAMES = sorted(path.stem for path in (ROOT / "figures").glob("*[0-9]_*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_the_papers_numbers_name_their_source():
     for path in tables.PAPER.glob("*.csv"):
         rows = read_csv(path)
         assert rows and all(row["source"].startswith(("Table", "Section")) for row in rows), path.name
-    assert sum(int(row["videos"]) for row in tables.paper("table1.csv")) == 52771  # "around 52k videos"
+    assert sum(int(row["videos"]) for row in tables.Run(tables.PAPER).rows("table1.csv")) == 52771  # "around 52k videos"
 
 
 def test_command_line(runs, tmp_path):

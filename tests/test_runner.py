@@ -127,6 +127,20 @@ def test_choice_of_notebooks(run_notebooks, tmp_path):
     assert run_notebooks(tmp_path / "nowhere")[0] == 2
 
 
+def test_a_profile_of_ones_own_reaches_the_notebooks(run_notebooks, tmp_path, monkeypatch):
+    """`--profile mine.yaml`: notebooks change folder, so they get the whole path."""
+    (tmp_path / "mine.yaml").write_text("extends: smoke\nname: mine\n")
+    monkeypatch.chdir(tmp_path)
+    asked = {"start": None, "only": None, "force": False, "dry_run": False}
+    monkeypatch.setattr(runner, "run_stages", lambda profile, named, **_: (profile.name, named))
+    name, named = runner.run(SimpleNamespace(profile="mine.yaml", **asked))
+    assert (name, named) == ("mine", str(tmp_path / "mine.yaml"))
+    assert runner.run(SimpleNamespace(profile="smoke", **asked)) == ("smoke", "smoke")
+    code, text = run_notebooks(BOOKS / "ok", named=named, only="01")
+    assert code == 0, text
+    assert (tmp_path / "run" / "results" / "first.txt").read_text() == f"first {named} False"
+
+
 def test_a_kernel_that_does_not_start_is_tried_once_more(tmp_path, monkeypatch):
     """And a notebook that fails is not."""
     study = runner._Run(SimpleNamespace(run_dir=tmp_path / "run"), [], {})

@@ -104,7 +104,9 @@ def _training(profile: Profile, folder: Path, usable: dict, interval: float, led
     """SFT dialogues and RL segments at one frame interval."""
     rng = _rng(profile, f"sft-{interval:g}")
     dialogues = [build_dialogue(profile, r, rng, interval) for r in usable["sft"] if r["scenes"]]
-    answered = [d for d in dialogues if ledger.check("SFT dialogue has an answer", d.id, any_answer(d), "no answer fits")]
+    speaks = [any(turn.reply not in (None, NO_REPLY) for turn in d.turns) for d in dialogues]
+    rule = "SFT dialogue has an answer"
+    answered = [d for d, ok in zip(dialogues, speaks) if ledger.check(rule, d.id, ok, "no answer fits")]
     write_jsonl(folder / f"sft_{interval:g}s.jsonl", map(to_sft_row, answered))
     rng = _rng(profile, f"rl-{interval:g}")
     segments: list[Segment] = []
@@ -115,31 +117,20 @@ def _training(profile: Profile, folder: Path, usable: dict, interval: float, led
     write_jsonl(folder / f"rl_{interval:g}s.jsonl", map(to_rl_row, segments))
 
 
-def any_answer(dialogue: Dialogue) -> bool:
-    """Whether any turn speaks."""
-    return any(turn.reply not in (None, NO_REPLY) for turn in dialogue.turns)
-
-
 def table1(profile: Profile, dataset: Dataset, out: Path) -> list[dict]:
     """Table 1 of the built training set: videos, mean length, questions and answer turns a video."""
     dialogues = dataset.sft(profile.video.train_interval)
-    lengths = {r["video"]: r["duration"] for split in ("sft", "rl") for r in load_scenes(dataset.folder, split)}
-    scenes = {r["video"]: r for split in ("sft", "rl") for r in load_scenes(dataset.folder, split)}
+    records = [r for split in ("sft", "rl") for r in load_scenes(dataset.folder, split)]
     rows = []
     for name, domain, source in (("Web Videos", "train_web", "procedural WEB"), ("Ego Centric", "train_ego", "procedural EGO")):
-        mine = [d for d in dialogues if d.domain == domain]
-        videos = [v for v, r in scenes.items() if r["domain"] == domain]
-        questions = [len({g.question for g in d.gold}) for d in mine]
-        rows.append(
-            {
-                "type": name,
-                "videos": len(videos),
-                "video_length_s": round(float(np.mean([lengths[v] for v in videos])), 1),
-                "questions": round(float(np.mean(questions)), 2),
-                "answer_turns": round(float(np.mean([len(d.gold) for d in mine])), 2),
-                "source": source,
-            }
-        )
+        lengths = [r["duration"] for r in records if r["domain"] == domain]
+        gold = [d.gold for d in dialogues if d.domain == domain]
+        questions = float(np.mean([len({g.question for g in one}) for one in gold]))
+        rows.append({
+            "type": name, "videos": len(lengths), "video_length_s": round(float(np.mean(lengths)), 1),
+            "questions": round(questions, 2), "answer_turns": round(float(np.mean([len(one) for one in gold])), 2),
+            "source": source,
+        })  # fmt: skip
     write_csv(out, rows)
     return rows
 

@@ -15,7 +15,6 @@ from ..files import read_json, write_json
 from ..profile import Profile, World
 from .world import Plan, draw, plan
 
-
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
@@ -46,21 +45,14 @@ def _film(world: World, video: Plan, path: Path) -> Path:
     return path
 
 
-def plans(world: World, split: str) -> list[Plan]:
-    """All videos of a split, in order."""
-    return [plan(world, split, domain, i) for domain, n in world.counts[split].items() for i in range(n)]
-
-
-def make_films(
-    profile: Profile, folder: Path, workers: int, progress: Callable[[int, int], None] = lambda done, all: None
-) -> None:
+def make_films(profile: Profile, folder: Path, workers: int, progress: Callable[[int, int], None]) -> None:
     """Write every split's videos, annotations (`scenes/<split>.json`) and onsets (`onsets/<split>.json`).
 
     Videos already there are kept (each is renamed into place when whole), so a killed run goes on where it stopped.
     """
     world, jobs = profile.world, []
     for split in world.counts:
-        videos = plans(world, split)
+        videos = [plan(world, split, domain, i) for domain, n in world.counts[split].items() for i in range(n)]
         jobs += [(v, folder / "videos" / split / f"{v.name}.mp4") for v in videos]
         write_json(folder / "scenes" / f"{split}.json", [annotate(v, split) for v in videos])
         write_json(folder / "onsets" / f"{split}.json", {v.name: [s.onset for s in v.scenes] for v in videos})

@@ -31,8 +31,7 @@ from ..files import sha256_file
 SIDE = 28  # pixels of one visual token: patches of 14, merged 2 x 2
 CACHE = "v1"  # raise it when the pixels change, so that old caches are not taken for new ones
 # The last two flags keep swscale to code that gives the same pixels on every processor.
-SCALING = (Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-           | Interpolation.BITEXACT)
+SCALING = (Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
 
 
 class VideoInfo(NamedTuple):
@@ -83,13 +82,12 @@ def frames(path: Path | str, interval: float, *, max_tokens: int, start: float =
            end: float | None = None, strict: bool = True) -> Iterator[tuple[float, np.ndarray]]:
     """Yield (time in s, uint8 RGB [H, W, 3]) for each time (k-1)*interval in [start, end) below the duration.
 
-    A frame is the last picture whose presentation time is not later. `start` and `end` cut the grid, they do
-    not shift it; what lies before `start` is decoded too, since seeking is not exact. Rotation and mirroring
-    apply, pixels become square, alpha is dropped, colours follow the file's tags (none: as BT.601).
-    All frames have the size that `fit_size` gives for the first picture.
-    Errors: UserError, before the first frame, for a file that is missing, empty, or without moving pictures;
-    where it shows, for one that is damaged or ends earlier than it states by more than 1 s and 5 percent.
-    strict=False passes over damage and missing ends.
+    A frame is the last picture whose presentation time is not later. `start` and `end` cut the grid, they do not
+    shift it; what lies before `start` is decoded too, since seeking is not exact. Rotation and mirroring apply,
+    pixels become square, alpha is dropped, colours follow the file's tags (none: as BT.601). All frames have the size
+    that `fit_size` gives for the first picture. Errors: UserError, before the first frame, for a file that is
+    missing, empty, or without moving pictures; where it shows, for one that is damaged or ends earlier than it states
+    by more than 1 s and 5 percent. strict=False passes over damage and missing ends.
     """
     if not 0.001 < interval < math.inf:
         raise UserError(f"a frame interval of {interval} s cannot be used: give more than 0.001 seconds.")

@@ -4,7 +4,6 @@ import ast
 import itertools
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +38,12 @@ def evaluate(text: str, functions: Mapping[str, Callable], **names):
     return eval(compile(tree, "claims.yaml", "eval"), {"__builtins__": {}}, known)
 
 
-@dataclass
 class Source:
     """Where values come from: the paper's files or a run's. Values stand by seed ("" in the paper)."""
 
-    run: Run
-    per_video: Resampler = field(default_factory=lambda: Resampler([]))
-
-    def __post_init__(self) -> None:
-        self.tables = {k: self.run.rows(f"table{k}.csv") for k in range(2, 8)}
-        self.curves = self.run.rows("figure5.csv")
+    def __init__(self, run: Run, per_video: Resampler | None = None) -> None:
+        self.per_video, self.curves = per_video or Resampler([]), run.rows("figure5.csv")
+        self.tables = {k: run.rows(f"table{k}.csv") for k in range(2, 8)}
         for row in self.tables[3]:  # the paper counts no decisions, but both models saw the same videos
             wall = number(row.get("wall_s"))
             row["wall_per_decision"] = "" if wall is None else wall / (number(row.get("decisions")) or 1)
@@ -80,19 +75,18 @@ class Source:
         for row in select(self.curves, domain=domain):
             if number(row.get(metric)) is not None:
                 found.setdefault(row["seed"], []).append((float(row["step"]), float(row[metric])))
-        if not found:
-            raise NotRun(f"no curve of {metric} on {domain}")
         try:
-            return {seed: stages(*zip(*sorted(points)))[feature] for seed, points in found.items()}
+            made = {seed: stages(*zip(*sorted(points)))[feature] for seed, points in found.items()}
         except ValueError as error:
             raise NotRun(str(error)) from None
+        if not made:
+            raise NotRun(f"no curve of {metric} on {domain}")
+        return made
 
 
 def _functions(lookup: Callable) -> dict[str, Callable]:
-    def named(table):
-        return lambda column, **filters: lookup(table, column, filters)
-
-    return {**{f"t{k}": named(k) for k in range(2, 8)}, "f5": named("f5")}
+    tables = {**{f"t{k}": k for k in range(2, 8)}, "f5": "f5"}
+    return {name: lambda column, _of=of, **filters: lookup(_of, column, filters) for name, of in tables.items()}
 
 
 def measure(claim: Mapping, source: Source) -> dict:
@@ -176,11 +170,11 @@ def read_claims(path: Path = FIGURES / "claims.yaml") -> list[dict]:
 
 
 def _how(kit: Mapping) -> str:
-    seeds = "one seed" if len(kit["seeds"]) == 1 else f"{len(kit['seeds'])} seeds"
+    many = len(kit["seeds"]) > 1
+    seeds = f"{len(kit['seeds'])} seeds" if many else "one seed"
     if kit["interval"] is None:
         return f"{seeds}: no interval"
-    over = " and ".join((["seeds"] if len(kit["seeds"]) > 1 else []) + kit["below"])
-    return f"{seeds}: interval over {over} only" if len(kit["seeds"]) == 1 or not kit["below"] else f"{seeds}"
+    return seeds if many and kit["below"] else f"{seeds}: interval over {'seeds' if many else kit['below'][0]} only"
 
 
 def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[dict]:
@@ -197,11 +191,12 @@ def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[di
             said = NOT_RUN
         try:
             kit = measure(claim, ours)
-            word, reason = (NOT_RUN, "smoke profile: its numbers mean nothing") if run.smoke else \
-                verdict(claim, kit, paper)
+            word, reason = verdict(claim, kit, paper)
             reason = f"{reason} ({_how(kit)})"
         except NotRun as missing:
             word, reason = NOT_RUN, str(missing)
+        if run.smoke:
+            word, reason = NOT_RUN, "smoke profile: its numbers mean nothing"
         shown = kit if kit and not run.smoke else {"per_seed": [], "seeds": [], "interval": None}
         entries.append({
             "id": claim["id"], "sentence": claim["sentence"], "unit": claim["unit"],

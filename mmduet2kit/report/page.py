@@ -4,16 +4,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import UserError
 from ..files import read_json, write_atomic
 from ..profile import load_profile
 from .claims import VERDICTS, write_claims
-from .tables import SMOKE, Run
-
-HERE = Path(__file__).parent
+from .tables import SMOKE, TEMPLATES, Run
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -35,19 +32,15 @@ def write_report(run_dir: Path | str) -> Path:
             alt = paths[".txt"].read_text(encoding="utf-8").strip()
             figures.append({"name": name, "title": script.draw.title, "alt": alt,
                             "svg": _inline(paths[".svg"], name)})
-    attempts = [{"stage": stage, "attempt": k, **one}
-                for stage, several in run.manifest.get("stages", {}).items()
-                for k, one in enumerate(several, start=1)]
     try:
         profile = load_profile(run.profile)
     except UserError:
         profile = None
-    page = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-                       trim_blocks=True, lstrip_blocks=True).get_template("page.html")
+    page = TEMPLATES.get_template("page.html")
     counts = Counter(claim["verdict"] for claim in claims)
     return write_atomic(run_dir / "report.html", page.render(
-        css=Markup((HERE / "page.css").read_text()), run=run, claims=claims, tables=tables, figures=figures,
-        attempts=attempts, profile=profile, smoke=SMOKE, counts=[(counts[word], word) for word in VERDICTS]))
+        css=Markup(Path(__file__).with_name("page.css").read_text()), run=run, claims=claims, tables=tables,
+        figures=figures, profile=profile, smoke=SMOKE, counts=[(counts[word], word) for word in VERDICTS]))
 
 
 def _inline(path: Path, name: str) -> Markup:

@@ -2,17 +2,17 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from .tables import number
 
 RESAMPLES = 10_000
-# column of a table -> factor, numerator and denominator in per_video.csv ("" counts rows)
+# column of a table -> factor, numerator and denominator in per_video.csv ("rows" counts rows)
 RATIOS = {"pauc": (100, "pauc_sum", "spans"), "duplicate": (100, "dup_sum", "dup_spans"),
           "latency_s": (1, "latency_sum", "latency_n"), "lucky_percent": (100, "lucky", "correct"),
-          "reply_turns": (1, "reply_turns", "")}
+          "reply_turns": (1, "reply_turns", "rows")}
 
 
 class Resampler:
@@ -23,46 +23,35 @@ class Resampler:
     """
 
     def __init__(self, per_video: Sequence[Mapping], resamples: int = RESAMPLES) -> None:
-        self.resamples, self._rows, self._counts = resamples, per_video, {}
+        self.resamples, self._cells, self._ids, self._counts = resamples, {}, {}, {}
+        if per_video:
+            frame = pd.DataFrame(per_video).assign(rows=1)
+            for _, top, bottom in RATIOS.values():
+                for name in frame.columns.intersection([top, bottom]):
+                    frame[name] = pd.to_numeric(frame[name], errors="coerce").fillna(0)
+            names = ["experiment", "model", "setting", "domain", "seed"]
+            self._cells = dict(list(frame.astype(dict.fromkeys(names, str)).groupby(names)))
+            self._ids = frame.groupby("domain")["question_id"].unique().map(sorted).to_dict()
 
-    @cached_property
-    def _ids(self) -> dict[str, dict[str, int]]:
-        ids: dict[str, set] = {}
-        for row in self._rows:
-            ids.setdefault(row["domain"], set()).add(row["question_id"])
-        return {domain: {one: k for k, one in enumerate(sorted(found))} for domain, found in ids.items()}
-
-    @cached_property
-    def _cells(self) -> dict[tuple, list[Mapping]]:
-        cells: dict[tuple, list] = {}
-        for row in self._rows:
-            setting = number(row["setting"].rstrip("s")) if row["experiment"] == "T7" else None
-            key = (row["experiment"], row["model"], setting, row["domain"], str(row["seed"]))
-            cells.setdefault(key, []).append(row)
-        return cells
-
-    def _rows_of(self, table: int, filters: Mapping, seed: str) -> list[Mapping]:
+    def _rows(self, table: int, column: str, filters: Mapping, seed: str) -> pd.DataFrame | None:
+        """The rows of per_video.csv behind a table's value at a seed; None when there are none."""
         if table == 7:  # per_video.csv names the intervals: model "sft2s-rl1s" or "sft1s", setting "1s"
-            model = f"sft{float(filters['sft_interval']):g}s"
-            if number(filters["rl_interval"]) is not None:
-                model += f"-rl{float(filters['rl_interval']):g}s"
-            setting = number(filters["test_interval"])
-            return self._cells.get(("T7", model, setting, filters["domain"], seed), [])
-        key = (filters.get("model"), None, filters.get("domain"), seed)
-        return self._cells.get((f"T{table}", *key), [])
+            rl, setting = number(filters["rl_interval"]), f"{float(filters['test_interval']):g}s"
+            model = f"sft{float(filters['sft_interval']):g}s" + (f"-rl{rl:g}s" if rl is not None else "")
+        else:
+            model, setting = filters.get("model"), None
+        found = [rows for (experiment, name, at, domain, own), rows in self._cells.items()
+                 if (experiment, name, domain, own) == (f"T{table}", model, filters.get("domain"), seed)
+                 and setting in (None, at)]
+        return pd.concat(found) if found and column in RATIOS else None
 
     def per_seed(self, table: int, column: str, filters: Mapping, seed: str) -> float | None:
         """A table's value computed from per_video.csv; None when it has no such rows."""
-        rows = self._rows_of(table, filters, seed) if column in RATIOS else []
-        if not rows:
+        rows = self._rows(table, column, filters, seed)
+        if rows is None:
             return None
         factor, top, bottom = RATIOS[column]
-        below = sum(number(row[bottom]) or 0 for row in rows) if bottom else len(rows)
-        return factor * sum(number(row[top]) or 0 for row in rows) / below if below else None
-
-    def draws(self, seeds: int) -> np.ndarray:
-        """(resamples, seeds): which seed stands in each place."""
-        return np.random.default_rng([7, seeds]).integers(seeds, size=(self.resamples, seeds))
+        return factor * rows[top].sum() / rows[bottom].sum() if rows[bottom].sum() else None
 
     def _weights(self, domain: str) -> np.ndarray:
         """(resamples, questions): how often each is drawn."""
@@ -80,20 +69,17 @@ class Resampler:
         accuracies' binomial draws (unpaired, n in filters as `n`); "" means that only seeds could be drawn.
         """
         seeds, below = list(values), ""
-        places = self.draws(len(seeds))
+        places = np.random.default_rng([7, len(seeds)]).integers(len(seeds), size=(self.resamples, len(seeds)))
         per_seed = np.broadcast_to(np.array([values[seed] for seed in seeds], float), places.shape)
-        rows = [self._rows_of(table, filters, seed) for seed in seeds] if column in RATIOS else []
-        if rows and all(rows):
+        rows = [self._rows(table, column, filters, seed) for seed in seeds]
+        if all(of_seed is not None for of_seed in rows):
             factor, top, bottom = RATIOS[column]
             order, weights = self._ids[filters["domain"]], self._weights(filters["domain"])
-            sums = np.zeros((2, len(order), len(seeds)))
-            for k, of_seed in enumerate(rows):
-                for row in of_seed:
-                    place = order[row["question_id"]]
-                    sums[0, place, k] += number(row[top]) or 0
-                    sums[1, place, k] += (number(row[bottom]) or 0) if bottom else 1
+            by_question = [of_seed.groupby("question_id")[[top, bottom]].sum() for of_seed in rows]
+            sums = [found.reindex(order, fill_value=0) for found in by_question]
+            above, under = (weights @ np.stack([one[name] for one in sums], axis=1) for name in (top, bottom))
             with np.errstate(invalid="ignore", divide="ignore"):
-                per_seed, below = factor * (weights @ sums[0]) / (weights @ sums[1]), "videos"
+                per_seed, below = factor * above / under, "videos"
         elif filters.get("n") and column.startswith("accuracy"):
             n, key = int(filters["n"]), zlib.crc32(repr(filters).encode())
             share = np.clip(per_seed / 100, 0, 1)

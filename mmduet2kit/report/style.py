@@ -1,6 +1,5 @@
 """One look for every figure, and files with the same bytes at every drawing."""
 
-import csv
 import functools
 import io
 import textwrap
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
-from ..files import write_atomic
+from ..files import write_atomic, write_csv
 from .tables import NOT_RUN, SMOKE, NotRun, Run
 
 # After Okabe and Ito, darkened for contrast: told apart by colour-blind readers.
@@ -70,12 +69,8 @@ def _save(figure: Figure, out: Path, name: str, alt: str, rows: Sequence[dict]) 
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
         paths.append(write_atomic(out / f"{name}.{kind}", buffer.getvalue()))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["status"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    others = {"txt": alt + "\n", "csv": text.getvalue()}
-    return paths + [write_atomic(out / f"{name}.{kind}", content) for kind, content in others.items()]
+    paths.append(write_atomic(out / f"{name}.txt", alt + "\n"))
+    return [*paths, write_csv(out / f"{name}.csv", rows, None if rows else ["status"])]
 
 
 def picture(axes, folder: Path, image: str, extent: Sequence[float], edge=GREY, width: float = 0.8) -> None:

@@ -1,22 +1,24 @@
 """Results files in, tables out (Markdown, LaTeX, CSV): the kit's numbers with the paper's beside them."""
 
 import argparse
-import csv
 import functools
-import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
 from ..errors import UserError
-from ..files import read_csv, read_json, write_atomic
+from ..files import read_csv, read_json, write_atomic, write_csv
 from ..profile import load_profile
 from ..score.duplicates import MIN_MULTI_SPANS
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 PAPER = FIGURES / "data" / "paper"
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["html"]),
+                        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOT_RUN, FAIL, NOTHING = "NOT RUN", "FAIL", "-"
 SMOKE = "Smoke profile: these numbers mean nothing; they show that the code runs. The paper's are left out."
 
@@ -67,16 +69,9 @@ class Run:
     def line(self, rows: Sequence[Mapping] = ()) -> str:
         """Where a drawing comes from: profile and seeds."""
         seeds = sorted({str(row["seed"]) for row in rows if row.get("seed")}, key=number)
-        if not seeds:
-            return f"Kit: profile {self.profile}."
-        if len(seeds) == 1:
-            return f"Kit: profile {self.profile}, one seed ({seeds[0]})."
-        return f"Kit: profile {self.profile}, {len(seeds)} seeds ({', '.join(seeds)}), mean ± deviation."
-
-
-def paper(name: str) -> list[dict[str, str]]:
-    """Rows of figures/data/paper/<name>."""
-    return read_csv(PAPER / name)
+        many = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+        of = f", {many} ({', '.join(seeds)})" if seeds else ""
+        return f"Kit: profile {self.profile}{of}" + (", mean ± deviation." if len(seeds) > 1 else ".")
 
 
 def number(text) -> float | None:
@@ -129,18 +124,10 @@ class Table:
 
     def write(self, out: Path) -> list[Path]:
         """<out>/<name>.md, .tex and .csv."""
-        bars = [self.header, ["---"] * len(self.header), *self.rows]
-        md = [f"**{self.title}**", "", *("| " + " | ".join(row) + " |" for row in bars), ""]
-        md += [f"- {note}" for note in self.notes]
-        body = [" & ".join(map(latex, row)) + r" \\" for row in [self.header, *self.rows]]
-        tex = [r"\begin{table}", rf"\caption{{{latex(self.title)}}}",
-               rf"\begin{{tabular}}{{{'l' * len(self.header)}}}", r"\hline", body[0], r"\hline", *body[1:],
-               r"\hline", r"\end{tabular}",
-               *(rf"\par {latex(note)}" for note in self.notes), r"\end{table}"]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
-        made = {"md": "\n".join(md) + "\n", "tex": "\n".join(tex) + "\n", "csv": text.getvalue()}
-        return [write_atomic(out / f"{self.name}.{kind}", content) for kind, content in made.items()]
+        made = {kind: TEMPLATES.get_template(f"table.{kind}.jinja").render(table=self) for kind in ("md", "tex")}
+        paths = [write_atomic(out / f"{self.name}.{kind}", text) for kind, text in made.items()]
+        rows = [dict(zip(self.header, row, strict=True)) for row in self.rows]
+        return [*paths, write_csv(out / f"{self.name}.csv", rows, self.header)]
 
 
 def latex(text: str) -> str:
@@ -150,6 +137,9 @@ def latex(text: str) -> str:
     return "".join(signs.get(sign, sign) for sign in text)
 
 
+TEMPLATES.filters["latex"] = latex
+
+
 def beside(run: Run, name: str, title: str, lines: Sequence, columns: Sequence, notes: list[str]) -> Table:
     """A table with a paper row and a kit row for every line; tab2_x reads the two table2.csv.
 
@@ -157,7 +147,7 @@ def beside(run: Run, name: str, title: str, lines: Sequence, columns: Sequence, 
     filters, digits). A smoke run gets no paper rows.
     """
     file = f"table{name[3]}.csv"
-    theirs, ours, rows = paper(file), run.rows(file), []
+    theirs, ours, rows = Run(PAPER).rows(file), run.rows(file), []
     for label, *both in lines:
         for who, source, filters in zip(("paper", "kit"), (theirs, ours), both):
             if filters is not None and not (run.smoke and who == "paper"):

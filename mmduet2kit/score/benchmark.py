@@ -59,15 +59,9 @@ class TurnScore:
         return [] if self.pauc is None else [reply.duplicate for reply in self.replies]
 
 
-def score_question(
-    gold: Iterable[tuple[float, float, str, float | None]],
-    replies: Iterable[tuple[float, str]],
-    judge: Judge,
-    form: str | Form = "benchmark",
-    *,
-    questions: Sequence[tuple[float, str]] = (),
-    omega: float = 0.5,
-) -> list[TurnScore]:
+def score_question(gold: Iterable[tuple[float, float, str, float | None]], replies: Iterable[tuple[float, str]],
+                   judge: Judge, form: str | Form = "benchmark", *, questions: Sequence[tuple[float, str]] = (),
+                   omega: float = 0.5) -> list[TurnScore]:  # fmt: skip
     """Score the replies to one dialogue against its gold turns, in the order of the gold turns.
 
     gold: (reply start, reply end, text, end of the related span or None), s. replies: (time, text); silent
@@ -94,12 +88,10 @@ def score_question(
         scores, failures = _score_replies(text, inside, judge, rules, questions)
         flags = duplicate_flags([reply for _, reply in inside], judge.covered)
         scored = tuple(ReplyScore(*reply, *rest) for reply, *rest in zip(inside, scores, flags))
-        first = value = None
+        first, value = None, 0.0  # 0: a span of no width, under the benchmark's guard
         if immediate:
-            first = scores[0] if scores and scores[0] is not None else NO_ANSWER
-        elif start == end and rules.late_worse:
-            value = 0.0
-        else:
+            first, value = scores[0] if scores and scores[0] is not None else NO_ANSWER, None
+        elif start < end or not rules.late_worse:
             points = [(reply.time, reply.score) for reply in scored if reply.score is not None]
             limit = related_end if rules.late_worse else None
             value = pauc((start, end), points, rules.max_score, omega, related_end=limit)

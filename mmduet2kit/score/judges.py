@@ -80,21 +80,17 @@ class MemoJudge:
         return self._covered(tuple(history), text)
 
 
-def best_blind_score(
-    golds: Sequence[str], candidates: Iterable[str], judge: Judge, max_score: float = 4, question: str = ""
-) -> float:
+def best_blind_score(golds: Sequence[str], candidates: Iterable[str], judge: Judge, max_score: float = 4) -> float:
     """Mean score over `golds` of the best single text among `candidates`: what guessing would earn.
 
     At max_score 4 it must stay under PAUC's initial 0.5, or a blind answer would look like an early one.
     A judge's None counts as 0. Raises ValueError without golds or candidates.
     """
-    def total(text: str) -> float:
-        return sum(judge.correctness(question, gold, text, max_score) or 0.0 for gold in golds)
-
     candidates = set(candidates)
     if not (golds and candidates):
         raise ValueError("guessing is measured on at least one gold answer and one candidate")
-    return max(map(total, candidates)) / len(golds)
+    earned = (sum(judge.correctness("", gold, text, max_score) or 0.0 for gold in golds) for text in candidates)
+    return max(earned) / len(golds)
 
 
 def get_judge(name: str) -> Judge:

@@ -5,24 +5,17 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 
-def pauc(
-    span: tuple[float, float],
-    replies: Iterable[tuple[float, float]],
-    max_score: float,
-    omega: float = 0.5,
-    initial: float = 0.5,
-    related_end: float | None = None,
-) -> float:
+def pauc(span: tuple[float, float], replies: Iterable[tuple[float, float]], max_score: float, omega: float = 0.5,
+         initial: float = 0.5, related_end: float | None = None) -> float:  # fmt: skip
     """Area under the step function of scores over one gold span, divided by the largest area; in [0, 1].
 
-    span: (start, end) in s. replies: (time in s, score in 0..max_score) in any order; those outside the
-    inclusive span are ignored; at equal times the later entry wins. omega in [0, 1] pulls the replies towards
-    the span's start: 0 is Eq. 1, 0.5 is Table 2's, at 1 only the last score counts. initial: the level before
-    the first reply, in score units; silence gives initial / max_score. related_end: when given, the
-    benchmark's late-worse filter is on: replies after it that score lower than the last reply up to it are
-    left out (they probably answer the next event).
-    Exact fractions are rounded once, so that equal areas are equal floats.
-    Raises ValueError for start >= end, a score outside [0, max_score], or an option out of range.
+    span: (start, end) in s. replies: (time in s, score in 0..max_score) in any order; those outside the inclusive
+    span are ignored; at equal times the later entry wins. omega in [0, 1] pulls the replies towards the span's start:
+    0 is Eq. 1, 0.5 is Table 2's, at 1 only the last score counts. initial: the level before the first reply, in score
+    units; silence gives initial / max_score. related_end: when given, the benchmark's late-worse filter is on:
+    replies after it that score lower than the last reply up to it are left out (they probably answer the next event).
+    Exact fractions are rounded once, so that equal areas are equal floats. Raises ValueError for start >= end, a
+    score outside [0, max_score], or an option out of range.
     """
     start, end = map(float, span)
     if not (start < end and math.isfinite(end - start)):
@@ -37,14 +30,10 @@ def pauc(
         before = [score for time, score in points if time <= related_end]
         points = [p for p in points if p[0] <= related_end or not before or p[1] >= before[-1]]
 
-    left, level, area = Fraction(0), _exact(initial), Fraction(0)
+    exact = lambda value: Fraction(float(value))  # noqa: E731
+    left, level, area, width = Fraction(0), exact(initial), Fraction(0), exact(end) - exact(start)
     for time, score in points:
-        right = (_exact(time) - _exact(start)) * (1 - _exact(omega))
+        right = (exact(time) - exact(start)) * (1 - exact(omega))
         area += (right - left) * level
-        left, level = right, _exact(score)
-    width = _exact(end) - _exact(start)
-    return float((area + (width - left) * level) / (width * _exact(max_score)))
-
-
-def _exact(value: float) -> Fraction:
-    return Fraction(float(value))
+        left, level = right, exact(score)
+    return float((area + (width - left) * level) / (width * exact(max_score)))

@@ -39,31 +39,22 @@ class Reward:
     counts: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
-def proactive_reward(
-    turns: Iterable[tuple[float, str]],
-    gold: Iterable[tuple[float, float, str]],
-    *,
-    similarity: Callable[[str, str], float | None],
-    covered: Covered,
-    history: Sequence[str] = (),
-    variant: str | Variant = "paper",
-    weights: Sequence[float] = (3, 2, 0.5, 2),
-    prefix_chars: int = 50,
-    double_count: bool = False,
-) -> Reward:
+def proactive_reward(turns: Iterable[tuple[float, str]], gold: Iterable[tuple[float, float, str]], *,
+                     similarity: Callable[[str, str], float | None], covered: Covered, history: Sequence[str] = (),
+                     variant: str | Variant = "paper", weights: Sequence[float] = (3, 2, 0.5, 2), prefix_chars: int = 50,
+                     double_count: bool = False) -> Reward:  # fmt: skip
     """Reward of one rollout.
 
     turns: (time in s, text) of the rolled-out assistant turns, NO REPLY turns kept. gold: (start, end, text).
-    similarity(gold text, reply) -> 0..4; covered(earlier texts, reply) -> does it say nothing new? None from
-    either drops that judgement, counted. Exact repeats and a reply with no text before it need no judge.
-    history: assistant texts before the segment (ground truth); they count for rep and pfx.
-    variant: "paper", "upstream" or a `Variant`. weights: of pauc, rep, in_span, pfx. prefix_chars: our value
-    where the paper is silent. double_count: as upstream, rep counts a judged reply that is not the first
-    distinct one of its span once more.
-    A gold turn that starts after the last turn is skipped; the caller clips the others to its segment (under
-    "paper" a reply on the clipped end is outside: clip to one turn after the last). A reply in two spans is
-    scored for each; upstream keys scores by time, so that its last span overwrites the others.
-    Raises ValueError for an unknown variant, start >= end, a score outside 0..4, or a bad option.
+    similarity(gold text, reply) -> 0..4; covered(earlier texts, reply) -> does it say nothing new? None from either
+    drops that judgement, counted. Exact repeats and a reply with no text before it need no judge. history: assistant
+    texts before the segment (ground truth); they count for rep and pfx. variant: "paper", "upstream" or a `Variant`.
+    weights: of pauc, rep, in_span, pfx. prefix_chars: our value where the paper is silent. double_count: as upstream,
+    rep counts a judged reply that is not the first distinct one of its span once more. A gold turn that starts after
+    the last turn is skipped; the caller clips the others to its segment (under "paper" a reply on the clipped end is
+    outside: clip to one turn after the last). A reply in two spans is scored for each; upstream keys scores by time,
+    so that its last span overwrites the others. Raises ValueError for an unknown variant, start >= end, a score
+    outside 0..4, or a bad option.
     """
     rules = variant if isinstance(variant, Variant) else VARIANTS.get(variant)
     if rules is None:

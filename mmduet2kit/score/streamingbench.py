@@ -44,9 +44,7 @@ def polled(question_time: float, gold_time: float, replies: Replies) -> list[tup
     return [reply for reply in spoken(replies) if question_time < reply[0] <= gold_time + 4 + SLACK][:1]
 
 
-def accuracy(
-    items: Iterable[tuple[float, str, Replies]], rule: Callable[..., bool], tolerance: float = 2.0
-) -> float:
+def accuracy(items: Iterable[tuple[float, str, Replies]], rule: Callable[..., bool], tolerance: float = 2.0) -> float:
     """Share of correct items in [0, 1]; every item counts, answered or not. ValueError without items."""
     verdicts = [rule(*item, tolerance) for item in items]
     if not verdicts:
