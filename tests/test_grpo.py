@@ -54,7 +54,7 @@ def run_grpo(tiny_folder, tmp_path, monkeypatch):  # noqa: F811
         profile = load_profile("tiny")
         settings = dict(
             steps=steps, prompts=2, group=4, micro_batch=4, max_new_tokens=8, save_steps=save_steps, temperature=1.2,
-            freeze_vision=False, lr=1e-3,
+            freeze_vision=False, lr=1e-4,
         )  # fmt: skip
         rl = profile.rl.model_copy(update=settings | change)
         original = grpo.ProactiveGRPO.__init__

@@ -56,7 +56,8 @@ class Collator:
             "weights": torch.tensor([e.weights + [0.0] * (width - len(e.ids)) for e in encoded]),
             "mm_token_type_ids": (ids == self.encoder.image_pad).int(),
         }
-        frames = np.concatenate([self._jittered(self.dataset.frames(d)) for d in chosen])
+        frames = [self._jittered(self.dataset.frames(d), row.get("draw", 0)) for d, row in zip(chosen, rows)]
+        frames = np.concatenate(frames)
         batch["pixel_values"], batch["image_grid_thw"] = pixels(self.processor.image_processor, frames)
         if self.decide:
             targets = torch.full((len(rows), width), float("nan"))
@@ -67,16 +68,17 @@ class Collator:
             batch["targets"] = targets
         return batch
 
-    def _jittered(self, frames: np.ndarray) -> np.ndarray:
+    def _jittered(self, frames: np.ndarray, draw: int) -> np.ndarray:
         """A sample's frames with other light and noise and moved a little: a small world is soon known by heart otherwise.
 
-        Draws from torch's global generator, which the trainer restores on a resume.
+        Keyed by the sample's place in the schedule: the loader reads ahead, so a shared generator would not resume.
         """
         if not self.jitter:
             return frames
-        gain, lift, *move = ((torch.rand(4) * 2 - 1) * self.jitter).tolist()
+        rng = np.random.default_rng((draw, 13))
+        gain, lift, *move = rng.uniform(-self.jitter, self.jitter, 4)
         moved = np.roll(frames, [round(6 * m) for m in move], axis=(1, 2))
-        noise = torch.randn(moved.shape[1:]).numpy() * 8 * self.jitter
+        noise = rng.standard_normal(moved.shape[1:], np.float32) * 8 * self.jitter
         return np.clip(moved * (1 + 0.25 * gain) + 25 * lift + noise, 0, 255).astype(np.uint8)
 
 
@@ -165,6 +167,23 @@ class StopOnTerm(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.asked:
             control.should_save = control.should_training_stop = True
+
+
+def schedule(count: int, batch: int, steps: int, seed: int, lengths: list[int] | None = None) -> list[int]:
+    """Which sample stands where in a whole training run: `steps * batch` row numbers, every epoch in a new order.
+
+    With `lengths`, samples of like length share a batch: a short offline sample beside a dialogue would be mostly padding.
+    It is one long list so that a resumed run sees the samples of the first: trainers replay only the current epoch's order.
+    """
+    rng, order = np.random.default_rng((seed, 11)), []
+    while len(order) < steps * batch:
+        epoch = rng.permutation(count)
+        if lengths is not None:
+            epoch = epoch[np.argsort(np.asarray(lengths)[epoch], kind="stable")]
+            cuts = np.split(epoch, range(batch, count, batch))
+            epoch = np.concatenate([cuts[k] for k in rng.permutation(len(cuts))])
+        order += epoch.tolist()
+    return order[: steps * batch]
 
 
 def prepare(out: Path, start: Path, dataset: Dataset, settings: Any, seed: int) -> tuple[Path, str | None]:

@@ -22,7 +22,7 @@ from ..files import read_csv, write_csv
 from ..model import freeze_vision, load_model, load_processor, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile
 from ..score import MemoJudge, get_judge
-from .common import CsvLog, StopOnTerm, encoder_for, prepare, plain_arguments
+from .common import CsvLog, StopOnTerm, encoder_for, plain_arguments, prepare, schedule
 from .rollout import TERMS, judge_rollouts, roll_out, statistics
 
 COLUMNS = [
@@ -211,9 +211,11 @@ def train(
         scale_rewards="group",
         reward_weights=list(rl.weights),
         save_steps=rl.save_steps,
+        shuffle_dataset=False,
         **plain_arguments(profile, seed),
     )
-    rows = Rows.from_list([{"prompt": [{"role": "user", "content": str(i)}], "row": i} for i in range(len(segments))])
+    order = schedule(len(segments), rl.prompts, rl.steps, seed)
+    rows = Rows.from_list([{"prompt": [{"role": "user", "content": str(i)}], "row": i} for i in order])
     stop = StopOnTerm()
     callbacks = [CsvLog(log, {c: c for c in COLUMNS}, rl.steps), stop] + ([watch] if watch else [])
     trainer = ProactiveGRPO(

@@ -14,7 +14,7 @@ from ..corpus.build import Dataset
 from ..dialogue import NO_REPLY, Dialogue
 from ..model import freeze_vision, load_model, load_processor, save
 from ..profile import Fit, Profile, add_profile_arguments, load_profile
-from .common import Collator, CsvLog, StopOnTerm, fit_arguments, prepare
+from .common import Collator, CsvLog, StopOnTerm, fit_arguments, prepare, schedule
 
 HEAD = "threshold_head.pt"
 
@@ -64,12 +64,13 @@ def train(
         model.threshold_head = nn.Linear(model.config.text_config.hidden_size, 1)
     collator = Collator(dialogues, dataset, processor, fit.no_reply_weight, decide, fit.jitter)
     lengths = [len(collator.encoder.encode(d).ids) for d in dialogues]
-    rows = Rows.from_dict({"row": list(range(len(dialogues))), "length": lengths})
+    mixed = max(lengths) > 4 * min(lengths)
+    order = schedule(len(dialogues), fit.batch, fit.steps, seed, lengths if mixed else None)
+    rows = Rows.from_dict({"row": order, "draw": list(range(len(order)))})
     arguments = SFTConfig(
         **fit_arguments(profile, fit, seed, partial),
         max_length=None,
-        # A short offline sample beside a dialogue would be mostly padding; among samples of one kind, mixing is better.
-        train_sampling_strategy="group_by_length" if max(lengths) > 4 * min(lengths) else "random",
+        train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     stop = StopOnTerm()

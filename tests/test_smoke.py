@@ -1,0 +1,50 @@
+"""What `./run_all.sh run --profile smoke` left behind: every stage done, every file there, nothing compared with the paper."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mmduet2kit.files import read_csv, read_json
+
+RUN = Path("runs/smoke")
+pytestmark = pytest.mark.smoke
+STAGES = sorted(path.stem for path in Path(__file__).parents[1].glob("notebooks/[0-9]*.ipynb"))
+
+
+def test_every_stage_ran_and_is_in_the_manifest():
+    manifest = read_json(RUN / "manifest.json")
+    assert len(STAGES) == 10
+    for stage in STAGES:
+        last = manifest["stages"][stage][-1]
+        assert last["status"] == "done" and last["minutes"] > 0 and last["peak_gb"] < 6, stage
+        for suffix in (".ipynb", ".html"):
+            assert (RUN / "executed" / f"{stage}{suffix}").stat().st_size > 1000
+    assert manifest["versions"]["trl"] and manifest["seeds"] == [1]
+
+
+def test_every_table_is_there_and_nothing_is_left_out():
+    for number in range(1, 8):
+        rows = read_csv(RUN / "results" / f"table{number}.csv")
+        assert rows
+        assert "NOT RUN" not in {row.get("status") for row in rows}, number
+    assert len(read_csv(RUN / "results" / "per_video.csv")) > 50
+    for row in read_csv(RUN / "results" / "train_rl_seed1.csv"):
+        assert float(row["logprob_gap"]) < 1e-4  # rollout and training see the same thing
+        assert 0 <= float(row["groups_without_variance"]) <= 1
+
+
+def test_smoke_numbers_never_stand_beside_the_papers():
+    assert {claim["verdict"] for claim in read_json(RUN / "claims.json")} == {"NOT RUN"}
+    page = (RUN / "report.html").read_text()
+    assert "these numbers mean nothing" in page
+    assert not re.search(r"(?<![\w.-])53\.3(?!\d)", page)  # the paper's WEB PAUC
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_models_are_ordinary_folders_and_no_stage_left_a_process():
+    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+    folder = RUN / "models" / "rl-seed1"
+    assert Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).num_parameters() > 1e5
+    assert AutoProcessor.from_pretrained(folder).tokenizer.convert_tokens_to_ids("<|im_end|>") > 0
