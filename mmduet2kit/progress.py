@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from .manifest import cores
+
 EVERY_S = 15.0
 
 
@@ -33,8 +35,7 @@ def run_commands(chains: Sequence[Sequence[str]], parallel: int) -> None:
     failure stops what has not begun and raises RuntimeError with the command's last lines.
     """
     failed, lock = threading.Event(), threading.Lock()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // max(1, min(parallel, len(chains))))  # jobs side by side share the cores
+    threads = max(1, cores() // max(1, min(parallel, len(chains))))  # jobs side by side share the cores
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
 
     def one(command: str) -> None:
