@@ -17,8 +17,8 @@ from mmduet2kit.train import common, sft
 stage, start, out = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 config = dict(zero_optimization=dict(stage=stage), zero_force_ds_cpu_optimizer=False, zero_allow_untested_optimizer=True,
               train_micro_batch_size_per_gpu="auto", gradient_accumulation_steps="auto")
-plain = common.plain_arguments
-common.plain_arguments = lambda *a: plain(*a) | dict(use_cpu=False, deepspeed=config, bf16=False)
+plain = common.arguments
+sft.arguments = lambda *a: plain(*a) | dict(use_cpu=False, deepspeed=config, bf16=False)
 seen = []
 original = sft.DialogueSFT.compute_loss
 def spy(self, *a, **k):

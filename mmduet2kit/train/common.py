@@ -1,6 +1,7 @@
 """What the training stages share: the collator over the kit's one encoder, trainer settings, the CSV log, stopping on TERM."""
 
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..chat import IGNORE, ChatEncoder
 from ..corpus.build import Dataset
 from ..dialogue import Dialogue
 from ..files import made_for, read_csv, sha256_file, sha256_text, write_csv
-from ..model import pixels
-from ..profile import Fit, Profile
+from ..model import freeze_vision, load_model, load_processor, pixels
+from ..profile import RL, Fit, Profile
 
 
 def encoder_for(processor, frames: np.ndarray) -> ChatEncoder:
@@ -82,25 +84,16 @@ class Collator:
         return np.clip(moved * (1 + 0.25 * gain) + 25 * lift + noise, 0, 255).astype(np.uint8)
 
 
-def fit_arguments(profile: Profile, fit: Fit, seed: int, out: Path) -> dict:
-    """Keyword arguments for TRL's configs; everything that a profile fixes."""
+def arguments(profile: Profile, fit: Fit | RL, batch: int, seed: int, out: Path) -> dict:
+    """Keyword arguments for TRL's configs, common to all stages: no reporting services, deterministic, resumable."""
     return dict(
         output_dir=str(out),
         max_steps=fit.steps,
         per_device_train_batch_size=fit.micro_batch,
-        gradient_accumulation_steps=fit.batch // fit.micro_batch,
+        gradient_accumulation_steps=batch // fit.micro_batch,
         learning_rate=fit.lr,
         warmup_steps=int(fit.warmup * fit.steps),
-        weight_decay=fit.weight_decay,
         save_steps=fit.save_steps,
-        lr_scheduler_type="cosine",
-        **plain_arguments(profile, seed),
-    )
-
-
-def plain_arguments(profile: Profile, seed: int) -> dict:
-    """Settings common to all stages: no reporting services, deterministic, resumable checkpoints."""
-    return dict(
         seed=seed,
         data_seed=seed,
         logging_steps=1,
@@ -179,6 +172,7 @@ def schedule(count: int, batch: int, steps: int, seed: int, lengths: list[int] |
     while len(order) < steps * batch:
         epoch = rng.permutation(count)
         if lengths is not None:
+            epoch = epoch[: max(count // batch, 1) * batch]  # whole batches only: a short one would shift all later ones
             epoch = epoch[np.argsort(np.asarray(lengths)[epoch], kind="stable")]
             cuts = np.split(epoch, range(batch, count, batch))
             epoch = np.concatenate([cuts[k] for k in rng.permutation(len(cuts))])
@@ -186,17 +180,33 @@ def schedule(count: int, batch: int, steps: int, seed: int, lengths: list[int] |
     return order[: steps * batch]
 
 
-def prepare(out: Path, start: Path, dataset: Dataset, settings: Any, seed: int) -> tuple[Path, str | None]:
-    """(checkpoint folder, newest checkpoint) for a model that will stand in `out`; what was made otherwise is thrown away."""
+def begin(
+    profile: Profile, fit: Fit | RL, dataset: Dataset, start: Path, out: Path, seed: int, *more
+) -> tuple[Path, str | None, Any, Any] | None:
+    """(checkpoint folder, newest checkpoint, model, processor) of a training into `out`; None when that is done.
+
+    What was made there from other weights, data, settings (`fit`, `more`) or seed is thrown away.
+    """
     weights = [sha256_file(path) for path in sorted(Path(start).glob("*.safetensors"))]
-    key = sha256_text(f"{weights or start} {dataset.key} {settings!r} {seed}")
+    key = sha256_text(f"{weights or start} {dataset.key} {(fit, *more)!r} {seed}")
     made_for(out, key)
     partial = made_for(out.with_name(out.name + ".partial"), key)
-    return partial, last_checkpoint(partial)
+    if (out / "config.json").exists():
+        return None
+    checkpoint = get_last_checkpoint(str(partial)) if partial.is_dir() else None
+    # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
+    # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
+    model = load_model(checkpoint or start, profile.model.dtype, profile.model.attention)
+    if fit.freeze_vision:
+        freeze_vision(model)
+    return partial, checkpoint, model, load_processor(start)
 
 
-def last_checkpoint(out: Path) -> str | None:
-    """The newest whole checkpoint under `out`, if any."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(out)) if out.is_dir() else None
+def finish(trainer, checkpoint: str | None) -> None:
+    """Train to the end, from `checkpoint` if there is one; after a TERM exit with 143, a checkpoint saved."""
+    stop = StopOnTerm()
+    trainer.add_callback(stop)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.asked:
+        sys.exit(143)

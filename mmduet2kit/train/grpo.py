@@ -5,7 +5,6 @@ a judge that reads the world's facts; sizes by the profile. The rest (group adva
 ground-truth replies, token-mean loss, no KL) is the same.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset as Rows
-from transformers import BatchFeature, PrinterCallback, Qwen2VLImageProcessor, TrainerCallback
+from transformers import BatchFeature, Qwen2VLImageProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ..corpus.build import Dataset
 from ..dialogue import Segment
 from ..files import read_csv, write_csv
-from ..model import freeze_vision, load_model, load_processor, pixels, save
+from ..model import load_processor, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile
 from ..score import MemoJudge, get_judge
-from .common import CsvLog, StopOnTerm, encoder_for, plain_arguments, prepare, schedule
+from .common import CsvLog, arguments, begin, encoder_for, finish, schedule
 from .rollout import TERMS, judge_rollouts, roll_out, statistics
 
 COLUMNS = [
@@ -183,24 +182,13 @@ def train(
 
     A resumed run repeats the same losses: sampling is keyed by (seed, step, prompt, rollout).
     """
-    partial, checkpoint = prepare(out, start, dataset, rl, seed)
-    if (out / "config.json").exists():
+    begun = begin(profile, rl, dataset, start, out, seed)
+    if begun is None:
         return out
-    # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
-    # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
-    model = load_model(checkpoint or start, profile.model.dtype, profile.model.attention)
-    processor = load_processor(start)
-    if rl.freeze_vision:
-        freeze_vision(model)
-    batch = rl.prompts * rl.group
-    arguments = GRPOConfig(
-        output_dir=str(partial),
-        max_steps=rl.steps,
-        per_device_train_batch_size=rl.micro_batch,
-        gradient_accumulation_steps=batch // rl.micro_batch,
+    partial, checkpoint, model, processor = begun
+    settings = GRPOConfig(
+        **arguments(profile, rl, rl.prompts * rl.group, seed, partial),
         num_generations=rl.group,
-        learning_rate=rl.lr,
-        warmup_steps=int(rl.warmup * rl.steps),
         lr_scheduler_type="constant_with_warmup",
         max_grad_norm=rl.max_grad_norm,
         weight_decay=0.01,
@@ -210,17 +198,14 @@ def train(
         loss_type=rl.loss,
         scale_rewards="group",
         reward_weights=list(rl.weights),
-        save_steps=rl.save_steps,
         shuffle_dataset=False,
-        **plain_arguments(profile, seed),
     )
     order = schedule(len(segments), rl.prompts, rl.steps, seed)
     rows = Rows.from_list([{"prompt": [{"role": "user", "content": str(i)}], "row": i} for i in order])
-    stop = StopOnTerm()
-    callbacks = [CsvLog(log, {c: c for c in COLUMNS}, rl.steps), stop] + ([watch] if watch else [])
+    callbacks = [CsvLog(log, {c: c for c in COLUMNS}, rl.steps)] + ([watch] if watch else [])
     trainer = ProactiveGRPO(
         model=model,
-        args=arguments,
+        args=settings,
         processing_class=processor,
         reward_funcs=[_term(name) for name in TERMS],
         train_dataset=rows,
@@ -231,12 +216,9 @@ def train(
         rl=rl,
         sampling_seed=seed,
     )
-    trainer.remove_callback(PrinterCallback)
     if keep:
         trainer.add_callback(Keep(*keep, load_processor(start)))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if stop.asked:
-        sys.exit(143)
+    finish(trainer, checkpoint)
     return save(model, load_processor(start), out)
 
 

@@ -1,20 +1,18 @@
 """Supervised stages over TRL's SFTTrainer: the base (captioning), SFT (paper section 4.2) and the threshold baseline."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset as Rows
 from torch import nn
-from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..corpus.build import Dataset
 from ..dialogue import NO_REPLY, Dialogue
-from ..model import freeze_vision, load_model, load_processor, save
+from ..model import save
 from ..profile import Fit, Profile, add_profile_arguments, load_profile
-from .common import Collator, CsvLog, StopOnTerm, fit_arguments, prepare, schedule
+from .common import Collator, CsvLog, arguments, begin, finish, schedule
 
 HEAD = "threshold_head.pt"
 
@@ -50,15 +48,10 @@ def train(
 
     Exits with 143 after a TERM, with a checkpoint to go on from.
     """
-    partial, checkpoint = prepare(out, start, dataset, (fit, decide and decide.__name__), seed)
-    if (out / "config.json").exists():
+    begun = begin(profile, fit, dataset, start, out, seed, decide and decide.__name__)
+    if begun is None:
         return out
-    # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
-    # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
-    model = load_model(checkpoint or start, profile.model.dtype, profile.model.attention)
-    processor = load_processor(start)
-    if fit.freeze_vision:
-        freeze_vision(model)
+    partial, checkpoint, model, processor = begun
     if decide:
         torch.manual_seed(seed)
         model.threshold_head = nn.Linear(model.config.text_config.hidden_size, 1)
@@ -67,25 +60,23 @@ def train(
     mixed = max(lengths) > 4 * min(lengths)
     order = schedule(len(dialogues), fit.batch, fit.steps, seed, lengths if mixed else None)
     rows = Rows.from_dict({"row": order, "draw": list(range(len(order)))})
-    arguments = SFTConfig(
-        **fit_arguments(profile, fit, seed, partial),
+    settings = SFTConfig(
+        **arguments(profile, fit, fit.batch, seed, partial),
+        weight_decay=fit.weight_decay,
+        lr_scheduler_type="cosine",
         max_length=None,
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    stop = StopOnTerm()
     trainer = DialogueSFT(
         model=model,
-        args=arguments,
+        args=settings,
         processing_class=processor,
         train_dataset=rows,
         data_collator=collator,
-        callbacks=[CsvLog(log, {"loss": "loss"}, fit.steps), stop],
+        callbacks=[CsvLog(log, {"loss": "loss"}, fit.steps)],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if stop.asked:
-        sys.exit(143)
+    finish(trainer, checkpoint)
     if decide:
         head = model.threshold_head
         del model.threshold_head
