@@ -4,13 +4,14 @@ import textwrap
 
 from matplotlib.figure import Figure
 
-from mmduet2kit.report import style, tables
+import drawings
+from mmduet2kit.report import style
 
 TITLE = "Figure 1. Proactive dialogues: one question (1QnA), many questions (nQnA)"
 MOST_FRAMES, WRAP = 10, 100
 
 
-@style.drawing("fig1_dialogues", TITLE)
+@drawings.figure("fig1_dialogues", TITLE)
 def draw(run):
     """Frames over time, question marks where the user asks, bars where a reply is expected, texts below."""
     types = run.need("figure1.json")["types"]
@@ -85,7 +86,7 @@ def timeline(axes, folder, kind, dialogue, found):
     half = min(0.47 * width, 0.048 * duration)  # about square on the page
     for k, frame in enumerate(frames):
         middle = (k + 0.5) * width
-        style.picture(axes, folder, frame["image"], (middle - half, middle + half, 2.1, 3.9))
+        drawings.picture(axes, folder, frame["image"], (middle - half, middle + half, 2.1, 3.9))
     for event in found:
         start, end, label = event["start"], event["end"], event["label"]
         if label[0] == "A":
@@ -111,4 +112,4 @@ def timeline(axes, folder, kind, dialogue, found):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

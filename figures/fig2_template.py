@@ -4,7 +4,8 @@ import re
 
 from matplotlib.figure import Figure
 
-from mmduet2kit.report import style, tables
+import drawings
+from mmduet2kit.report import style
 
 COLORS = {"system": "#333333", "user": style.ORANGE, "assistant": style.BLUE}
 WIDTH, MOST, ROW = 112, 44, 0.155  # characters a line, lines, inches a line
@@ -12,7 +13,7 @@ POINTS = 7.4  # font size; a character of DejaVu Sans Mono is 0.602 of it wide
 SPECIAL = re.compile(r"(<\|[^|]*\|>(?:×\d+)?|<image>)")
 
 
-@style.drawing("fig2_template", "Figure 2. The chat template of MMDuet2")
+@drawings.figure("fig2_template", "Figure 2. The chat template of MMDuet2")
 def draw(run):
     """The encoded text of one dialogue with its special tokens; runs of one token are written token×count."""
     segments = run.need("figure2.json")["segments"]
@@ -78,4 +79,4 @@ def layout(segments):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

@@ -3,12 +3,13 @@
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mmduet2kit.report import style, tables
+import drawings
+from mmduet2kit.report import style
 
 ACROSS = 8  # frames a row
 
 
-@style.drawing("fig3_scene", "Figure 3. A scene of a video, its caption, and the hidden onset (ours)")
+@drawings.figure("fig3_scene", "Figure 3. A scene of a video, its caption, and the hidden onset (ours)")
 def draw(run):
     """Frames of a video, those of the scene framed in green; below, its span and the hidden onset."""
     scene = run.need("figure3.json")
@@ -22,7 +23,7 @@ def draw(run):
         row, column = divmod(k, ACROSS)
         edge, width = (style.GREEN, 3.5) if frame["in_scene"] else (style.GREY, 0.6)
         top = 1.1 * row + 0.2
-        style.picture(
+        drawings.picture(
             strip, run.data, frame["image"], (column + 0.08, column + 0.92, top + 0.84, top), edge, width
         )
         strip.text(
@@ -72,4 +73,4 @@ def draw(run):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

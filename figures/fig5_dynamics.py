@@ -4,12 +4,13 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
+import drawings
 from mmduet2kit.report import stats, style, tables
 
 METRICS = [("reply_turns", "reply turns"), ("pauc", "PAUC"), ("duplicate", "duplicates, percent")]
 
 
-@style.drawing("fig5_dynamics", "Figure 5. Dynamics of the RL training")
+@drawings.figure("fig5_dynamics", "Figure 5. Dynamics of the RL training")
 def draw(run):
     """Thin lines are seeds, thick ones their mean; dotted: the stage changes by the rule of claims.yaml."""
     rows = run.need("figure5.csv")
@@ -49,4 +50,4 @@ def draw(run):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

@@ -2,10 +2,11 @@
 
 from matplotlib.figure import Figure
 
+import drawings
 from mmduet2kit.report import style, tables
 
 
-@style.drawing(
+@drawings.figure(
     "ours1_threshold", "Ours. The threshold baseline: PAUC and duplicates at every threshold tried"
 )
 def draw(run):
@@ -41,4 +42,4 @@ def draw(run):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

@@ -1,9 +1,10 @@
 """Table 1: the dataset, by kind of video."""
 
+import drawings
 from mmduet2kit.report import tables
 
 
-@tables.drawing
+@drawings.table
 def draw(run):
     """Table 1 with the kit's procedural videos beside the paper's."""
     lines = [(kind, {"type": kind}, {"type": kind}) for kind in ("Web Videos", "Ego Centric")]
@@ -14,7 +15,7 @@ def draw(run):
         ("#answer turns", "answer_turns", {}, 1),
     ]
     sources = ", ".join(dict.fromkeys(row["source"] for row in run.rows("table1.csv")))
-    return tables.beside(
+    return drawings.beside(
         run,
         "tab1_dataset",
         "Table 1. Dataset statistics",
@@ -29,4 +30,4 @@ def draw(run):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

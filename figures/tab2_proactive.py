@@ -1,5 +1,6 @@
 """Table 2: proactive question answering, PAUC and duplicates by domain, and what only the kit can measure."""
 
+import drawings
 from mmduet2kit.report import tables
 
 DOMAINS = ("WEB", "EGO", "TV", "VAD")
@@ -12,11 +13,11 @@ LINES = [
 ]
 
 
-@tables.drawing
+@drawings.table
 def draw(run):
     """Table 2 beside the paper's; below it what only the kit measures: latency, lucky guesses, turns."""
     columns = [(f"[{domain}]", ("pauc", "duplicate"), {"domain": domain}, 1) for domain in DOMAINS]
-    table = tables.beside(
+    table = drawings.beside(
         run,
         "tab2_proactive",
         "Table 2. ProactiveVideoQA: PAUC (omega 0.5) / reply duplicates, percent",
@@ -36,7 +37,7 @@ def draw(run):
                 [
                     f"{label}: latency, s / quantum, s / lucky share / reply turns",
                     "kit, ours",
-                    *(tables.cell(rows, metrics, 2, **kit, domain=domain) for domain in DOMAINS),
+                    *(drawings.cell(rows, metrics, 2, **kit, domain=domain) for domain in DOMAINS),
                 ]
             )
     wins = [domain for domain in DOMAINS if _pauc(rows, "threshold", domain) > _pauc(rows, "rl", domain)]
@@ -59,4 +60,4 @@ def _pauc(rows, model, domain):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

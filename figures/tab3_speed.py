@@ -1,9 +1,9 @@
 """Table 3: wall time of inference on WEB."""
 
-from mmduet2kit.report import tables
+import drawings
 
 
-@tables.drawing
+@drawings.table
 def draw(run):
     """Table 3: reply turns and wall time, plain generation per decision against a threshold."""
     lines = [
@@ -17,7 +17,7 @@ def draw(run):
         ("videos", "videos", {}, 0),
         ("decisions", "decisions", {}, 0),
     ]
-    return tables.beside(
+    return drawings.beside(
         run,
         "tab3_speed",
         "Table 3. Inference wall time on [WEB]",
@@ -31,4 +31,4 @@ def draw(run):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

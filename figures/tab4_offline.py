@@ -1,12 +1,12 @@
 """Table 4: offline ability before and after proactive training."""
 
-from mmduet2kit.report import tables
+import drawings
 
 PAPER = ("Video-MME with subtitles", "Video-MME without subtitles", "MVBench", "LongVideoBench")
 KIT = ("caption", "attribute_qa")
 
 
-@tables.drawing
+@drawings.table
 def draw(run):
     """Table 4: accuracies on offline tasks; the tiny world has tasks of its own."""
     here = {row["task"] for row in run.rows("table4.csv")}
@@ -18,7 +18,7 @@ def draw(run):
     ]
     tasks = [task for task in (*PAPER, *KIT) if task in here or (task in KIT) or not run.smoke]
     columns = [(task, "accuracy", {"task": task}, 1) for task in tasks]
-    table = tables.beside(
+    table = drawings.beside(
         run,
         "tab4_offline",
         "Table 4. Offline benchmarks, accuracy in percent",
@@ -38,4 +38,4 @@ def draw(run):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

@@ -1,9 +1,9 @@
 """Table 5: StreamingBench's proactive output task."""
 
-from mmduet2kit.report import tables
+import drawings
 
 
-@tables.drawing
+@drawings.table
 def draw(run):
     """Table 5 by three rules; the paper's number stands under the rule of its own code."""
     names = {
@@ -23,7 +23,7 @@ def draw(run):
         ("time and content", "accuracy_time_content", {}, 2),
         ("n", "n", {}, 0),
     ]
-    return tables.beside(
+    return drawings.beside(
         run,
         "tab5_proactive_output",
         "Table 5. Proactive output (PO), accuracy in percent",
@@ -37,4 +37,4 @@ def draw(run):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

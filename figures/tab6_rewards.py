@@ -1,9 +1,9 @@
 """Table 6: what each reward term is for."""
 
-from mmduet2kit.report import tables
+import drawings
 
 
-@tables.drawing
+@drawings.table
 def draw(run):
     """Table 6: RL without one term of the reward; the fourth arm is the kit's."""
     arms = [
@@ -20,7 +20,7 @@ def draw(run):
         (f"[{domain}]", ("pauc", "duplicate", "reply_turns"), {"domain": domain}, 1)
         for domain in ("WEB", "EGO")
     ]
-    return tables.beside(
+    return drawings.beside(
         run,
         "tab6_rewards",
         "Table 6. Reward ablation: PAUC / reply duplicates, percent / reply turns",
@@ -35,4 +35,4 @@ def draw(run):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

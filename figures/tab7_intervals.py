@@ -1,9 +1,9 @@
 """Table 7: frame intervals of SFT, RL and inference."""
 
-from mmduet2kit.report import tables
+import drawings
 
 
-@tables.drawing
+@drawings.table
 def draw(run):
     """Table 7: a line per inference interval, a column per training."""
     trained = [("WEB", 1, ""), ("WEB", 2, 1), ("WEB", 2, 2), ("EGO", 2, 1), ("EGO", 2, 2)]
@@ -17,7 +17,7 @@ def draw(run):
         for domain, sft, rl in trained
     ]
     lines = [(f"inference {test} s", *[{"test_interval": test}] * 2) for test in (1, 2)]
-    return tables.beside(
+    return drawings.beside(
         run,
         "tab7_intervals",
         "Table 7. Frame intervals: PAUC / reply duplicates, percent",
@@ -28,4 +28,4 @@ def draw(run):
 
 
 if __name__ == "__main__":
-    tables.main(draw)
+    drawings.main(draw)

@@ -184,7 +184,7 @@ def load_head(folder: Path, hidden: int) -> torch.nn.Linear:
 
 def choose_threshold(evaluator: Evaluator, out: Path, seed: int) -> float:
     """Best PAUC on development videos over a grid of thresholds; the whole sweep goes to `out` (threshold_sweep.csv)."""
-    grid = [float(x) for x in np.linspace(0, 1, evaluator.profile.threshold.grid + 2)[1:-1]]
+    grid = [float(x) for x in np.linspace(0, 1, evaluator.profile.evaluate.thresholds + 2)[1:-1]]
     rows, sums = [], {threshold: np.zeros(2) for threshold in grid}
     for domain in ("WEB", "EGO"):
         records = evaluator.records("dev", domain, evaluator.profile.evaluate.dev_videos)

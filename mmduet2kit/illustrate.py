@@ -1,4 +1,4 @@
-"""What the paper's Figures 1 to 4 show and dataset.json, as results files; notebooks 01, 02 and 04 call this.
+"""What the paper's Figures 1 to 3 show and dataset.json, as results files; notebooks 01 and 02 call this.
 
 It is report code: `figure3` is the one place outside evaluation that opens the onsets.
 """
@@ -105,11 +105,3 @@ def figure3(profile: Profile, dataset: Dataset) -> Path:
         frame["in_scene"] = scene["start"] <= frame["time"] < scene["end"]
     found = {"frames": frames, "caption": scene["caption"], "span": [scene["start"], scene["end"]], "onset": onset}
     return write_json(profile.results / "figure3.json", found)
-
-
-def figure4(profile: Profile) -> Path:
-    """figure4.json: two replies in a span of 10 s; a higher score, or the same earlier, is better (4.3.2)."""
-    better = [("higher score", [[3, 1], [7, 2]]), ("earlier", [[3, 1], [5, 1.5]])]
-    found = {"span": [0, 10], "max_score": 2, "initial": 0.5, "replies": [[3, 1], [7, 1.5]],
-             "alternatives": [{"name": name, "replies": replies} for name, replies in better]}  # fmt: skip
-    return write_json(profile.results / "figure4.json", found)

@@ -48,7 +48,7 @@ def describe(profile) -> dict:
         "commit": _said("git rev-parse HEAD"), "dirty": bool(_said("git status --porcelain")),
         "profile": profile.name, "profile_hash": profile.hash(), "seeds": list(profile.seeds),
         "python": platform.python_version(), "platform": platform.platform(), "cpu": cpu, "cores": cores(),
-        "gpu": gpu, "versions": versions(),
+        "gpu": gpu, "versions": versions(), "settings": profile.model_dump(mode="json"),
     }
 
 

@@ -6,9 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 
+from .errors import UserError
 from .manifest import cores
+from .profile import load_profile
 
 EVERY_S = 15.0
 
@@ -28,19 +32,40 @@ def lines(what: str) -> Callable[[int, int], None]:
     return say
 
 
-def run_commands(chains: Sequence[Sequence[str]], parallel: int) -> None:
-    """Run `mmduet2 ...` commands as subprocesses: each chain's one after another, `parallel` chains side by side.
+def side_by_side(work: Callable, items: Sequence, workers: int, progress: Callable[[int, int], None] | None = None) -> list:
+    """[work(item) for item in items] in `workers` processes (1: this one); `progress(done, total)` after each."""
+    pool, out = ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")), []
+    try:
+        for result in (pool.map if workers > 1 else map)(work, items):
+            out.append(result)
+            if progress:
+                progress(len(out), len(items))
+        return out
+    except BrokenProcessPool:
+        raise UserError(f"a process died at {items[len(out)]} or one of the next: free memory or leave it out, "
+                        "and start again to go on.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | None = None) -> None:
+    """Run `mmduet2 ... --profile P` as subprocesses: each chain's one after another, chains side by side.
+
+    profile: a name or path. parallel: how many chains at a time (default: what the profile says).
 
     Training never runs inside a notebook's kernel: its memory (and a GPU's) returns when the subprocess ends. The first
     failure stops what has not begun and raises RuntimeError with the command's last lines.
     """
+    parallel = parallel or load_profile(profile).parallel
     failed, lock = threading.Event(), threading.Lock()
-    threads = max(1, cores() // max(1, min(parallel, len(chains))))  # jobs side by side share the cores
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    jobs = max(1, min(parallel, len(chains)))
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}  # jobs side by side share the cores
+    if jobs > 1:  # threads that wait must not hold a core that another job needs; one job alone waits faster by spinning
+        environment["OMP_WAIT_POLICY"] = "passive"
 
     def one(command: str) -> None:
-        command, tail = command.split(), []
-        name = " ".join(part for part in command if not part.startswith("-"))
+        command, tail = [*command.split(), "--profile", profile], []
+        name = " ".join(part for part in command[:-2] if not part.startswith("-"))
         child = subprocess.Popen(
             [sys.executable, "-m", "mmduet2kit", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=environment,

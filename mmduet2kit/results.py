@@ -15,7 +15,7 @@ COLUMNS = {
     "table5": "model seed accuracy_first_reply accuracy_time accuracy_time_content n status",
     "table6": "model domain seed pauc duplicate reply_turns status",
     "table7": "sft_interval rl_interval test_interval domain seed pauc duplicate reply_turns status",
-    "per_video": f"experiment model setting domain seed question_id {' '.join(SUMS)}",
+    "per_video": f"experiment model sft_interval rl_interval test_interval domain seed question_id {' '.join(SUMS)}",
 }
 
 
@@ -49,16 +49,15 @@ class Tables:
         coarse, fine = self.profile.video.train_interval, self.profile.video.test_interval
         full, self.rows = full_arm(self.profile), {name: [] for name in COLUMNS}
         for model in ("base", "sft", "threshold", "rl"):
-            self._watched(2, model, model, fine, DOMAINS, {"model": model})
+            self._watched(2, model, fine, DOMAINS, {"model": model})
         for label, model in {"rl": full, **{f"rl-{arm}": f"rl-{arm}" for arm in self.profile.ablation.arms}}.items():
-            self._watched(6, model, label, fine, DOMAINS[:2], {"model": label})
+            self._watched(6, model, fine, DOMAINS[:2], {"model": label})
         trained = {(fine, ""): f"sft-{fine:g}s", (coarse, ""): "sft",
                    (coarse, fine): f"rl-{fine:g}s", (coarse, coarse): full}  # fmt: skip
         for (sft, rl), model in trained.items():
             for test in (fine, coarse):
-                label = f"sft{sft:g}s" + (f"-rl{rl:g}s" if rl else "")
                 keys = {"sft_interval": sft, "rl_interval": rl, "test_interval": test}
-                self._watched(7, model, label, test, DOMAINS[:2], keys)
+                self._watched(7, model, test, DOMAINS[:2], keys)
         self.rows["table3"] += (row | part for row, part in self._extra("speed", "threshold", "rl"))
         for row, part in self._extra("offline", "base", "sft", "rl"):
             for task in ("caption", "attribute_qa"):
@@ -76,16 +75,15 @@ class Tables:
             path = self.profile.results / "eval" / f"{model}-seed{seed}.json"
             yield seed, read_json(path) if path.exists() else {}
 
-    def _watched(self, table: int, model: str, label: str, interval: float, domains, keys: Mapping) -> None:
-        """Add a model's rows at a test interval to a table, and its videos, under `label`, to per_video."""
+    def _watched(self, table: int, model: str, interval: float, domains, keys: Mapping) -> None:
+        """Add a model's rows at a test interval to a table, and its videos to per_video, both under `keys`."""
         for seed, found in self._runs(model):
             parts = {part["domain"]: part for part in found.get("proactive", ()) if part["interval"] == interval}
             for domain in domains:
                 part = parts.get(domain, {"rows": [], "pooled": {"status": "NOT RUN"}})
-                at = {"domain": domain, "seed": seed}
-                self.rows[f"table{table}"].append({**keys, **at, **part["pooled"]})
-                at |= {"experiment": f"T{table}", "model": label, "setting": f"{interval:g}s"}
-                self.rows["per_video"] += (row | at for row in part["rows"])
+                at = {**keys, "domain": domain, "seed": seed}
+                self.rows[f"table{table}"].append(at | part["pooled"])
+                self.rows["per_video"] += (row | at | {"experiment": f"T{table}"} for row in part["rows"])
 
     def _extra(self, name: str, *models: str) -> Iterator[tuple[dict, dict]]:
         """(first columns of a row, what `--extras name` measured or {}) for every model and seed."""

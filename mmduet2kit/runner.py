@@ -30,6 +30,7 @@ from .profile import load_profile
 TAG = "MMDUET2_STAGE"  # environment variable: "<run folder>:<stage>"
 GRACE_S = 10.0  # from TERM to KILL: time for a training process to save a checkpoint
 FAILED, NOT_STARTED = 1, 3  # exit codes of `execute`
+COMMITTED = Path("figures/data/study/manifest.json")
 
 
 def add_arguments(parser) -> None:
@@ -83,7 +84,7 @@ class _Run:
         if not dry_run:
             self._begin()
         status, ahead, rows = "done", set(), [("notebook", "status", "minutes", "peak GB", "why")]
-        for stage in chosen:
+        for place, stage in enumerate(chosen):
             done = plan.read_done(self.dir, self.stages)
             parts = plan.components(stage, self.given, self.profile, done)
             reason = "--force" if force else plan.why_run(stage, parts, done, self.dir)
@@ -98,6 +99,7 @@ class _Run:
                 row = ("run", "", "", reason)
             else:
                 print(f"{stage.name}: runs because: {reason}")
+                self.later = [one.name for one in chosen[place + 1:]]
                 entry = self._stage(stage, parts, done)
                 status = entry["status"]
                 row = (status, f"{entry['minutes']:.1f}", f"{entry['peak_gb']:.2f}", entry["reason"])
@@ -121,7 +123,13 @@ class _Run:
         end_all(f"{self.dir}:")
         self.file = self.dir / "manifest.json"
         self.attempts = read_json(self.file)["stages"] if self.file.exists() else {}
-        self.manifest = describe(self.profile) | {"stages": self.attempts}
+        self.manifest, self.took, self.usual = describe(self.profile) | {"stages": self.attempts}, {}, {}
+        for path in (COMMITTED, self.file):  # how long the stages took before, to tell what is left
+            with suppress(UserError, KeyError):
+                before = read_json(path)
+                done = [(name, one["minutes"]) for name, tries in before["stages"].items()
+                        for one in tries if (before["profile"], one["status"]) == (self.profile.name, "done")]
+                self.usual |= dict(done)
 
     def _stage(self, stage: plan.Stage, parts: dict, done: dict) -> dict:
         """Run one stage, once more if its kernel did not even start; its last entry in the manifest."""
@@ -134,6 +142,7 @@ class _Run:
             write_json(self.file, self.manifest)
             self._attempt(stage, entry)
             if entry["status"] == "done":
+                self.took[stage.name] = entry["minutes"]
                 plan.finish(stage, parts, self.dir, exit=0, minutes=entry["minutes"])
             write_json(self.file, self.manifest)
             print(f"{stage.name} {entry['status'].upper()}: {entry['reason']}")
@@ -158,7 +167,7 @@ class _Run:
             elif tick % 10 == 0:  # every two seconds
                 peak = max(peak, _memory_gb(tag))
             elif tick % 150 == 149:  # every half minute
-                print(f"  {stage.name}: {minutes:.1f} min  {_last_line(log)[:70]}")
+                print(f"  {stage.name}: {minutes:.1f} min{self._left(stage, minutes)}  {_last_line(log)[:70]}")
             tick, minutes = tick + 1, (time.monotonic() - began) / 60
         end_all(tag)
         if process.wait() and not why:
@@ -166,6 +175,15 @@ class _Run:
         ending = "terminated" if self.stop.is_set() else "failed"
         entry |= {"minutes": round(minutes, 3), "peak_gb": round(peak, 3), "exit": process.returncode,
                   "reason": why or "all cells ran", "status": ending if why else "done"}
+
+    def _left(self, stage: plan.Stage, minutes: float) -> str:
+        """At most how many minutes all chosen stages still take, at the pace of those that are done."""
+        if not self.usual.keys() >= {stage.name, *self.later}:
+            return ""
+        known = self.took.keys() & self.usual.keys()
+        pace = sum(self.took[name] for name in known) / sum(self.usual[name] for name in known) if known else 1.0
+        rest = max(pace * self.usual[stage.name] - minutes, 0) + pace * sum(self.usual[name] for name in self.later)
+        return f", at most about {rest:.0f} min to the end;"
 
     def _environment(self, tag: str) -> dict[str, str]:
         """The user's, with this Python's kernel, and threads such that `parallel` jobs fit side by side."""

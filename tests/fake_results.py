@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.image import imsave
 
 from mmduet2kit.files import write_csv, write_json
+from mmduet2kit.profile import load_profile
 
 DOMAINS = {"WEB": 48, "EGO": 24, "TV": 24, "VAD": 20}
 LEVEL = {
@@ -27,7 +28,7 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
     results, rng = run_dir / "results", np.random.default_rng(0)
     videos = []
 
-    def measured(experiment, model, setting, domain, seed, level=None, silent=False):
+    def measured(experiment, model, domain, seed, level=None, silent=False, keys=None):
         rows = []
         for k in range(DOMAINS[domain]):
             spans = 3
@@ -40,7 +41,8 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
                 {
                     "experiment": experiment,
                     "model": model,
-                    "setting": setting,
+                    **{f"{part}_interval": "" for part in ("sft", "rl", "test")},
+                    **(keys or {}),
                     "domain": domain,
                     "seed": seed,
                     "question_id": f"{domain}-{k}",
@@ -73,7 +75,7 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
             "model": m,
             "domain": d,
             "seed": s,
-            **measured("T2", m, "", d, s),
+            **measured("T2", m, d, s),
             "quantum_s": 1,
             "lucky_share": 0.01,
             "correct": 90,
@@ -97,7 +99,7 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
                 if (m, d) == ("rl-no_in_span", "EGO"):
                     t6.append({"model": m, "domain": d, "seed": s, "status": "FAIL"})
                 else:
-                    row = measured("T6", m, "", d, s)
+                    row = measured("T6", m, d, s)
                     t6.append(
                         {
                             "model": m,
@@ -123,7 +125,9 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
                 if not b:
                     t7.append({**key, "reply_turns": 0.0, "status": "ok"})
                     continue
-                row = measured("T7", name, f"{test:g}s", d, s, LEVEL[name] - (0.08 if test == 2 else 0))
+                level = LEVEL[name] - (0.08 if test == 2 else 0)
+                keys = {"model": "", "sft_interval": a, "rl_interval": b, "test_interval": test}
+                row = measured("T7", name, d, s, level, keys=keys)
                 t7.append(
                     {**key, **{k: row[k] for k in ("pauc", "duplicate", "reply_turns")}, "status": "ok"}
                 )
@@ -303,19 +307,6 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
             "onset": 11.5,
         },
     )
-    write_json(
-        results / "figure4.json",
-        {
-            "span": [0, 10],
-            "max_score": 2,
-            "initial": 0.5,
-            "replies": [[2, 1], [7, 1.5]],
-            "alternatives": [
-                {"name": "higher score", "replies": [[2, 1], [7, 2]]},
-                {"name": "earlier", "replies": [[2, 1], [4, 1.5]]},
-            ],
-        },
-    )
     write_json(results / "dataset.json", {"fake": True})
     attempt = {
         "started": "2026-01-01T00:00:00+00:00",
@@ -333,6 +324,7 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
             "dirty": True,
             "profile": profile,
             "profile_hash": "fake",
+            "settings": load_profile(profile).model_dump(mode="json"),
             "python": "3.11",
             "platform": "FAKE <platform>",
             "cpu": "fake",

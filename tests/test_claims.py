@@ -140,9 +140,9 @@ def test_a_difference_that_is_not_shown_differs():
 
 @pytest.mark.parametrize(
     "text",
-    ["__import__('os')", "(1).real", "[x for x in (1,)]", "lambda: 1", "2 ** 9", "t2(*a)", "open", "1 +"],
+    ["__import__('os')", "open", "unknown > 1", "t9('pauc')", "t2(*a)", "1 +", "t2 > 1"],
 )
-def test_expressions_run_nothing_else(text):
+def test_a_rule_with_a_mistake_is_named(text):
     with pytest.raises(UserError):
         claims.evaluate(text, {"t2": lambda *a: 0.0})
 
@@ -159,7 +159,9 @@ def test_bootstrap_matches_a_plain_loop():
         {
             "experiment": "T2",
             "model": m,
-            "setting": "",
+            "sft_interval": "",
+            "rl_interval": "",
+            "test_interval": "",
             "domain": "WEB",
             "seed": s,
             "question_id": str(q),

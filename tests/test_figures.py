@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import drawings
 import fake_results
 import pytest
 
@@ -71,7 +72,7 @@ def test_redraw_is_complete_quick_and_byte_stable(runs, drawn, tmp_path):
     assert {path.name for path in first} == {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "fig4_pauc"])  # an example, no results
 def test_missing_input_prints_not_run(name, tmp_path):
     for path in scripts()[name].draw(tmp_path / "nothing", tmp_path):
         assert path.stat().st_size > 0
@@ -82,7 +83,7 @@ def test_missing_input_prints_not_run(name, tmp_path):
 @pytest.mark.parametrize(
     "broken", ["{", "[]", '{"types": 3}', '{"frames": [], "caption": "", "span": [0, 1], "onset": 0}']
 )
-@pytest.mark.parametrize("figure", ["figure1", "figure2", "figure3", "figure4"])
+@pytest.mark.parametrize("figure", ["figure1", "figure2", "figure3"])
 def test_damaged_json_prints_not_run(figure, broken, tmp_path):
     (tmp_path / f"{figure}.json").write_text(broken)
     script = next(script for name, script in scripts().items() if name.startswith(f"fig{figure[-1]}"))
@@ -133,17 +134,17 @@ def test_few_replies_and_failed_seeds():
         {"seed": 1, "duplicate": 50, "multi_spans": 9, "status": "ok"},
         {"seed": 2, "duplicate": 10, "multi_spans": 10},
     ]
-    assert tables.cell(rows[:1], "duplicate") == "-"
-    assert tables.cell(rows, "duplicate") == "10.0"
+    assert drawings.cell(rows[:1], "duplicate") == "-"
+    assert drawings.cell(rows, "duplicate") == "10.0"
     assert (
-        tables.cell([{"pauc": 30, "status": "ok"}, {"pauc": "", "status": "FAIL"}], "pauc")
+        drawings.cell([{"pauc": 30, "status": "ok"}, {"pauc": "", "status": "FAIL"}], "pauc")
         == "30.0 (FAIL: 1 of 2 seeds)"
     )
-    assert tables.cell([{"pauc": "", "status": "NOT RUN"}], "pauc") == "NOT RUN" == tables.cell([], "pauc")
+    assert drawings.cell([{"pauc": "", "status": "NOT RUN"}], "pauc") == "NOT RUN" == drawings.cell([], "pauc")
 
 
 def test_latex_is_escaped():
-    assert tables.latex("50% of r_rep & ±") == r"50\% of r\_rep \& $\pm$"
+    assert drawings.latex("50% of r_rep & ±") == r"50\% of r\_rep \& $\pm$"
 
 
 def test_the_papers_numbers_name_their_source():

@@ -125,10 +125,10 @@ def test_commands_parse(name):
     from mmduet2kit.cli import COMMANDS
 
     source = "\n".join(source for _, source in cells(name, "code"))
-    for words in re.findall(r"[\"'](\w+) \{?[^\"']*--profile|[\"'](\w+) \{common\}", source):
-        assert (words[0] or words[1]) in COMMANDS
-    if "run_commands" in source:
-        assert "{PROFILE}" in source  # never another profile than the parameter's
+    for word in re.findall(r"[\"'](\w+) --(?:seed|model)", source):
+        assert word in COMMANDS
+    for first in re.findall(r"run_commands\(\s*(\w+)", source):
+        assert first == "PROFILE"  # never another profile than the parameter's
 
 
 @every

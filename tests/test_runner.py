@@ -211,9 +211,9 @@ def test_modules_a_notebook_uses(tmp_path):
     assert {"files.py", "errors.py", "__init__.py"} <= names("from mmduet2kit import files")
     assert "runner.py" not in names("from mmduet2kit.files import read_json")
     assert "cli.py" not in names("from mmduet2kit.progress import run_commands")
-    assert {"train/sft.py", "chat.py"} <= names("run_commands([[f'sft --profile {PROFILE}']], 1)")
-    assert {"train/sft.py"} <= names("for c in ('sft', 'grpo'): run_commands([[f'{c} --seed 0']], 1)")
-    assert "runner.py" not in names("run_commands([[f'sft --profile {PROFILE}']], 1)")
+    assert {"train/sft.py", "chat.py"} <= names("run_commands(PROFILE, [[f'sft --seed 0']])")
+    assert {"train/sft.py"} <= names("for c in ('sft', 'grpo'): run_commands(PROFILE, [[f'{c} --seed 0']])")
+    assert "runner.py" not in names("run_commands(PROFILE, [[f'sft --seed 0']])")
     assert names("import numpy") == set()
     with pytest.raises(UserError, match="names '07'"):
         book = {"cells": [], "metadata": {"mmduet2": {"inputs": ["07"]}}}

@@ -1,6 +1,5 @@
 """Decoding: which picture a frame shows, how large, which way up; and what happens to files that are none."""
 
-import functools
 import importlib.util
 import math
 import os
@@ -12,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from mmduet2kit.corpus.video import FilterLedger, VideoInfo, decode_many, fit_size, frames, load_frames, probe
+from mmduet2kit.corpus.video import FilterLedger, decode_many, fit_size, frames
 from mmduet2kit.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -106,7 +105,6 @@ def test_each_container_shows_the_same_pictures_at_the_same_times(tmp_path, name
     assert shown(path, 1.0) == [(0, 0), (1, 10), (2, 20), (3, 30), (4, 40)]
     assert shown(path, 0.3) == [(float(Fraction(3 * k, 10)), 3 * k) for k in range(17)]
     assert shown(path, 0.25)[:4] == [(0, 0), (0.25, 2), (0.5, 5), (0.75, 7)]
-    assert probe(path).duration_s == pytest.approx(5.0, abs=2e-3)
 
 
 def test_more_frames_than_pictures_repeat_the_picture(tmp_path):
@@ -134,26 +132,17 @@ def test_ntsc_rates_and_millisecond_clocks_hit_the_picture_due(tmp_path):
     assert [n for _, n in shown(path, 0.5)] == [0, 14, 29, 44]
 
 
-def test_start_and_end_cut_the_grid(tmp_path):
-    path = write(tmp_path / "a.mp4", counted(50))
-    assert shown(path, 1, start=1.5, end=4) == [(2, 20), (3, 30)]
-    assert shown(path, 1, start=2.0, end=2.1) == [(2, 20)]
-    assert shown(path, 1, start=7) == shown(path, 1, start=3, end=3) == []
-
-
 @pytest.mark.parametrize("name, count, size", [
     ("bikes.mp4", 10, (476, 196)), ("bigbuckbunny.mp4", 6, (420, 224)),
     ("carphone_pristine.mp4", 5, (196, 140))])
 def test_real_clips(name, count, size):
     found = list(frames(clip(name), 1.0, max_tokens=128))
-    assert [t for t, _ in found] == list(range(count)) and math.ceil(probe(clip(name)).duration_s) == count
+    assert [t for t, _ in found] == list(range(count))
     assert {image.shape for _, image in found} == {(size[1], size[0], 3)}
     with av.open(str(clip(name))) as container:
         pictures = [p for p in container.decode(video=0) if p.time <= 2]
     want = np.asarray(pictures[-1].to_image().resize(size), float)  # Pillow's bicubic, of the whole picture
     assert np.abs(found[2][1] - want).mean() < 3 < np.abs(found[1][1] - want).mean()
-    again = list(frames(clip(name), 1.0, max_tokens=128, start=2.0))
-    assert all(np.array_equal(a[1], b[1]) for a, b in zip(found[2:], again, strict=True))
 
 
 # Size, direction, colour
@@ -183,8 +172,6 @@ def test_rotation(tmp_path, name, rotation, turn, order):
     (_, image), = frames(path, 1, max_tokens=128)
     assert quarters(image) == order
     assert image.shape[:2] == ((56, 140) if turn % 180 == 0 else (140, 56))
-    info = probe(path)
-    assert (info.width, info.height, info.rotation) == ((128, 64) if turn % 180 == 0 else (64, 128)) + (turn,)
 
 
 @pytest.mark.parametrize("matrix, order", [
@@ -204,7 +191,6 @@ def test_mirrored_display_matrix(tmp_path, matrix, order):
 def test_non_square_pixels(tmp_path):
     path = write(tmp_path / "wide.mp4", [corners()], aspect=Fraction(1, 2))
     assert next(frames(path, 1, max_tokens=128))[1].shape == (56, 56, 3)
-    assert probe(path).width == probe(path).height == 64
     path = write(tmp_path / "turned.mp4", [corners()], aspect=Fraction(2), rotation=90)
     assert next(frames(path, 1, max_tokens=128))[1].shape == (252, 56, 3)
 
@@ -258,9 +244,8 @@ def noise():
     return list(np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), np.uint8))
 
 
-def test_probe(tmp_path):
+def test_odd_names_and_sound(tmp_path):
     path = write(tmp_path / "a: b, 50%d.mp4", counted(30), audio=True)
-    assert probe(path) == VideoInfo(56, 56, 3.0, 10.0, "h264", 0, True)
     assert len(shown(path, 1)) == 3
 
 
@@ -270,13 +255,8 @@ def test_probe(tmp_path):
 def test_truncated_files(tmp_path, name, mux, says):
     path = write(tmp_path / name, noise(), mux=mux)
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    for call in (lambda: list(frames(path, 1, max_tokens=16)), lambda: probe(path)):
-        with pytest.raises(UserError, match=says):
-            call()
-    if name != "end.mp4":
-        assert 2 <= len(list(frames(path, 1, max_tokens=16, strict=False))) <= 4
-        assert [t for t, _ in frames(path, 1, max_tokens=16, end=2)] == [0, 1]  # the part asked for is whole
-        assert 2 < probe(path, strict=False).duration_s < 4
+    with pytest.raises(UserError, match=says):
+        list(frames(path, 1, max_tokens=16))
 
 
 def test_a_little_missing_is_no_truncation(tmp_path):
@@ -295,21 +275,20 @@ def test_files_that_are_no_video(tmp_path):
     (tmp_path / "random.mkv").write_bytes(np.random.default_rng(0).bytes(10_000))
     (tmp_path / "folder.mp4").mkdir()
     for path in [*tmp_path.iterdir(), tmp_path / "missing.mp4"]:
-        for call in (functools.partial(shown, path, 1), functools.partial(probe, path)):
-            with pytest.raises(UserError) as caught:
-                call()
-            text = str(caught.value)
-            assert path.name in text and "\n" not in text and text.endswith(".")
+        with pytest.raises(UserError) as caught:
+            shown(path, 1)
+        text = str(caught.value)
+        assert path.name in text and "\n" not in text and text.endswith(".")
 
 
 def test_unknown_codecs_are_refused_and_odd_metadata_is_not(tmp_path):
     path = write(tmp_path / "a.mp4", counted(10))
     data = path.read_bytes()
     path.write_bytes(data.replace(b"VideoHandler", b"Vid\xe9oHandler"))  # Latin-1
-    assert len(shown(path, 1)) == 1 and probe(path).codec == "h264"
+    assert len(shown(path, 1)) == 1
     path.write_bytes(data.replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzZ"))
     with pytest.raises(UserError, match="does not know"):
-        probe(path)
+        shown(path, 1)
 
 
 @pytest.mark.parametrize("length, says", [(1, "damaged near 5.0 s"), (5000, "damaged|cannot be read")])
@@ -320,7 +299,6 @@ def test_damaged_inside(tmp_path, length, says):
     path.write_bytes(data)
     with pytest.raises(UserError, match=says):
         list(frames(path, 1, max_tokens=16))
-    assert len(list(frames(path, 1, max_tokens=16, strict=False))) == 10
 
 
 @pytest.mark.parametrize("interval", [0, -1, math.nan, math.inf, 1e-9])
@@ -340,8 +318,6 @@ def test_ledger():
     assert rows == [{"rule": "short", "in": 5, "out": 2, "examples": [{"item": "0", "reason": "too long"},
                                                                       {"item": "1", "reason": "too long"}]},
                     {"rule": "talk", "in": 1, "out": 1, "examples": []}]
-    rows[0]["examples"].clear()
-    assert len(ledger.rows()[0]["examples"]) == 2
 
 
 class Bomb(str):
@@ -362,10 +338,9 @@ def test_decode_many(tmp_path, workers):
     row, = ledger.rows()
     assert (row["in"], row["out"]) == (len(paths), 2) and "bad.mp4" in row["examples"][0]["reason"]
     for n, path in ((10, paths[0]), (25, paths[-1])):
-        cached = load_frames(index[str(path)])
+        cached = np.load(index[str(path)], mmap_mode="r")
         assert isinstance(cached, np.memmap) and cached.dtype == np.uint8 and len(cached) == math.ceil(n / 5)
         assert np.array_equal(cached, [image for _, image in frames(path, 0.5, max_tokens=4)])
-        assert not isinstance(load_frames(index[str(path)], mmap=False), np.memmap)
     assert len(list(out.iterdir())) == 2  # nothing half done
 
 
@@ -392,4 +367,4 @@ def test_decode_many_takes_up_where_it_was_killed(tmp_path):
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
     assert set(decode(2).values()).isdisjoint(index.values())
     write(paths[0], counted(50))  # another file of the same name
-    assert len(load_frames(decode(1)[str(paths[0])])) == 5
+    assert len(np.load(decode(1)[str(paths[0])])) == 5

@@ -14,7 +14,7 @@ from ..profile import Profile, add_profile_arguments, load_profile
 from ..progress import lines
 from .dialogues import benchmark_record, build_dialogue, build_segments, offline_dialogue
 from .films import load_scenes, make_films
-from .video import FilterLedger, decode_many, load_frames
+from .video import FilterLedger, decode_many
 from .world import COLOURS
 
 KINDS = {"TV": ("single",), "PO": tuple(COLOURS)}  # kinds of question a test domain asks; the others ask any
@@ -48,7 +48,7 @@ class Dataset:
     @lru_cache(maxsize=4096)  # noqa: B019 - memory maps; a dataset lives as long as its process
     def _video(self, video: str) -> tuple[np.ndarray, float]:
         index = read_index(self.folder)
-        return load_frames(self.folder / "frames" / index["videos"][video]), index["interval"]
+        return np.load(self.folder / "frames" / index["videos"][video], mmap_mode="r"), index["interval"]
 
     def frames(self, dialogue: Dialogue, indices: list[int] | None = None) -> np.ndarray:
         """The dialogue's frames (or these of them) in order: uint8 [N, H, W, 3]."""

@@ -114,11 +114,8 @@ def offline_dialogue(record: dict, rng: np.random.Generator, interval: float, fr
 
 def _pause(record: dict, rng: np.random.Generator, interval: float) -> tuple[int, ...]:
     """Some frame in which no scene is under way, if there is one."""
-    quiet = [
-        k
-        for k in range(frame_count(record["duration"], interval))
-        if not any(s["start"] <= k * interval < s["end"] for s in record["scenes"])
-    ]
+    quiet = [k for k in range(frame_count(record["duration"], interval))
+             if not any(s["start"] <= k * interval < s["end"] for s in record["scenes"])]  # fmt: skip
     return (int(rng.choice(quiet)),) if quiet else ()
 
 
@@ -133,23 +130,12 @@ def benchmark_record(record: dict, rng: np.random.Generator, kinds: tuple[str, .
             break
     conversation = [{"role": "user", "content": question, "time": 0.0}]
     conversation += [{"role": "user", "content": s["text"], "time": s["time"]} for s in record["subtitles"]]
-    return {
-        "video": record["video"],
-        "question_id": f"{record['name']}={kind}",
-        "domain": record["domain"],
-        "duration": record["duration"],
-        "conversation": conversation,
-        "answer": [
-            {
-                "role": "assistant",
-                "content": answer,
-                "related_timespan": [s["start"], s["end"]],
-                "reply_timespan": [s["start"], min(round(s["end"] + 1.0, 2), record["duration"])],
-            }
-            for answer, s in zip(given, record["scenes"])
-            if answer != NO_REPLY
-        ],
-    }
+    spans = [([s["start"], s["end"]], [s["start"], min(round(s["end"] + 1.0, 2), record["duration"])])
+             for s in record["scenes"]]  # fmt: skip
+    answer = [{"role": "assistant", "content": text, "related_timespan": related, "reply_timespan": reply}
+              for text, (related, reply) in zip(given, spans) if text != NO_REPLY]  # fmt: skip
+    return {"video": record["video"], "question_id": f"{record['name']}={kind}", "domain": record["domain"],
+            "duration": record["duration"], "conversation": conversation, "answer": answer}  # fmt: skip
 
 
 def from_benchmark(record: dict, interval: float, per_turn: int) -> Dialogue:
@@ -157,10 +143,5 @@ def from_benchmark(record: dict, interval: float, per_turn: int) -> Dialogue:
     texts = [(item["time"], item["content"]) for item in record["conversation"]]
     turns = user_turns(frame_count(record["duration"], interval), per_turn, interval, texts, text_only=True)
     question = record["conversation"][0]["content"]
-    gold = tuple(
-        Gold(*a["reply_timespan"], a["content"], question, related_end=a["related_timespan"][1])
-        for a in record["answer"]
-    )
-    return Dialogue(
-        record["question_id"], record["video"], interval, tuple(turns), gold, record.get("domain", ""), "benchmark"
-    )
+    gold = tuple(Gold(*a["reply_timespan"], a["content"], question, a["related_timespan"][1]) for a in record["answer"])
+    return Dialogue(record["question_id"], record["video"], interval, tuple(turns), gold, record.get("domain", ""), "benchmark")

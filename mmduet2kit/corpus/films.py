@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from fractions import Fraction
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import av
@@ -13,6 +12,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from ..files import read_json, write_json
 from ..profile import Profile, World
+from ..progress import side_by_side
 from .world import Plan, draw, plan
 
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
@@ -39,10 +39,9 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: int) -> None:
     os.replace(partial, path)
 
 
-def _film(world: World, video: Plan, path: Path) -> Path:
-    if not path.exists():
-        write_video(path, draw(world, video), world.fps)
-    return path
+def _film(world: World, job: tuple[Plan, Path]) -> None:
+    if not job[1].exists():
+        write_video(job[1], draw(world, job[0]), world.fps)
 
 
 def make_films(profile: Profile, folder: Path, workers: int, progress: Callable[[int, int], None]) -> None:
@@ -56,12 +55,7 @@ def make_films(profile: Profile, folder: Path, workers: int, progress: Callable[
         jobs += [(v, folder / "videos" / split / f"{v.name}.mp4") for v in videos]
         write_json(folder / "scenes" / f"{split}.json", [annotate(v, split) for v in videos])
         write_json(folder / "onsets" / f"{split}.json", {v.name: [s.onset for s in v.scenes] for v in videos})
-    todo = [job for job in jobs if not job[1].exists()]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(_film, world, video, path) for video, path in todo]
-        for done, future in enumerate(as_completed(waiting), start=len(jobs) - len(todo) + 1):
-            future.result()
-            progress(done, len(jobs))
+    side_by_side(partial(_film, world), jobs, workers, progress)
 
 
 def annotate(video: Plan, split: str) -> dict:

@@ -6,19 +6,14 @@ next one, the last for its own duration. Frame k (from 1) shows time (k-1)*inter
 since containers round them.
 """
 
-import copy
 import math
-import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
@@ -27,23 +22,12 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from ..errors import UserError
 from ..files import sha256_file
+from ..progress import side_by_side
 
 SIDE = 28  # pixels of one visual token: patches of 14, merged 2 x 2
 CACHE = "v1"  # raise it when the pixels change, so that old caches are not taken for new ones
 # The last two flags keep swscale to code that gives the same pixels on every processor.
 SCALING = (Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
-
-
-class VideoInfo(NamedTuple):
-    """A video as shown: upright, in square pixels; `rotation` is the clockwise turn to it, in degrees."""
-
-    width: int
-    height: int
-    duration_s: float
-    fps: float
-    codec: str
-    rotation: int
-    has_audio: bool
 
 
 def fit_size(width: float, height: float, max_tokens: int) -> tuple[int, int]:
@@ -61,45 +45,23 @@ def fit_size(width: float, height: float, max_tokens: int) -> tuple[int, int]:
     return w * SIDE, h * SIDE
 
 
-def probe(path: Path | str, *, strict: bool = True) -> VideoInfo:
-    """Size, length and kind of a video: reads all packets, decodes one picture. Errors: see `frames`."""
-    picture, begin, end = None, None, Fraction(0)
-    with _opened(path) as (container, stream):
-        fps = stream.average_rate or Fraction(25)
-        for packet in container.demux(stream):
-            picture = picture or next(iter(packet.decode()), None)
-            if packet.size and not packet.is_discard:
-                time = end if packet.pts is None else packet.pts * packet.time_base
-                begin = time if begin is None else min(begin, time)
-                end = max(end, time + ((packet.duration or 0) * packet.time_base or 1 / fps))
-        _check(path, container, stream, picture, end if strict else math.inf)
-        width, height = map(round, _shown_size(picture, stream))
-        return VideoInfo(width, height, float(end - begin), float(fps), stream.codec_context.name,
-                         -round(picture.rotation / 90) % 4 * 90, bool(container.streams.audio))
+def frames(path: Path | str, interval: float, *, max_tokens: int) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield (time in s, uint8 RGB [H, W, 3]) for each time (k-1)*interval below the duration.
 
-
-def frames(path: Path | str, interval: float, *, max_tokens: int, start: float = 0.0,
-           end: float | None = None, strict: bool = True) -> Iterator[tuple[float, np.ndarray]]:
-    """Yield (time in s, uint8 RGB [H, W, 3]) for each time (k-1)*interval in [start, end) below the duration.
-
-    A frame is the last picture whose presentation time is not later. `start` and `end` cut the grid, they do not
-    shift it; what lies before `start` is decoded too, since seeking is not exact. Rotation and mirroring apply,
-    pixels become square, alpha is dropped, colours follow the file's tags (none: as BT.601). All frames have the size
-    that `fit_size` gives for the first picture. Errors: UserError, before the first frame, for a file that is
-    missing, empty, or without moving pictures; where it shows, for one that is damaged or ends earlier than it states
-    by more than 1 s and 5 percent. strict=False passes over damage and missing ends.
+    A frame is the last picture whose presentation time is not later. Rotation and mirroring apply, pixels become
+    square, alpha is dropped, colours follow the file's tags (none: as BT.601). All frames have the size that
+    `fit_size` gives for the first picture. Errors: UserError, before the first frame, for a file that is missing,
+    empty, or without moving pictures; where it shows, for one that is damaged or ends earlier than it states by
+    more than 1 s and 5 percent.
     """
     if not 0.001 < interval < math.inf:
         raise UserError(f"a frame interval of {interval} s cannot be used: give more than 0.001 seconds.")
-    step, first = (Fraction(value).limit_denominator(10**6) for value in (interval, start))
-    k, shown, size, scaler = max(0, math.ceil(first / step)), None, None, VideoReformatter()
+    step, k, shown, size, scaler = Fraction(interval).limit_denominator(10**6), 0, None, None, VideoReformatter()
     with _opened(path) as (container, stream):
         tick = min(stream.time_base, Fraction(1, 1000))
-        for time, picture in _pictures(path, container, stream, strict):
+        for time, picture in _pictures(path, container, stream):
             image = None
             while shown is not None and k * step + tick < time:
-                if end is not None and float(k * step) >= end:
-                    return
                 if image is None:
                     size = size or fit_size(*_shown_size(shown, stream), max_tokens)
                     image = _upright_rgb(shown, size, scaler)
@@ -131,23 +93,22 @@ def _opened(path):
                         "something else; fetch or encode it again.") from None
 
 
-def _decoded(path, container, stream, strict):
-    """Pictures in the order of presentation; unless strict, what cannot be read or decoded is passed over."""
-    with suppress(*() if strict else (av.FFmpegError,)):
-        for packet in container.demux(stream):
-            # A corrupt packet is one cut by the file's end; how much is missing is for `_check` to judge.
-            with suppress(*() if strict and not packet.is_corrupt else (av.FFmpegError,)):
-                for picture in packet.decode():
-                    if strict and picture.is_corrupt:  # FFmpeg has filled a hole with what stood there
-                        raise UserError(f"{path} is damaged near {picture.time or 0:.1f} s: fetch it again.")
-                    yield picture
+def _decoded(path, container, stream):
+    """Pictures in the order of presentation; UserError where one is damaged."""
+    for packet in container.demux(stream):
+        # A corrupt packet is one cut by the file's end; how much is missing is for `_pictures` to judge.
+        with suppress(*(av.FFmpegError,) if packet.is_corrupt else ()):
+            for picture in packet.decode():
+                if picture.is_corrupt:  # FFmpeg has filled a hole with what stood there
+                    raise UserError(f"{path} is damaged near {picture.time or 0:.1f} s: fetch it again.")
+                yield picture
 
 
-def _pictures(path, container, stream, strict):
+def _pictures(path, container, stream):
     """Yield (time, picture), the first at 0, and at last (duration, None); times are Fractions in seconds."""
     origin, time, length, hour = None, Fraction(0), Fraction(0), 3600
     by_dts = container.format.name == "avi"  # it has no presentation times, and FFmpeg's stand-ins are wrong
-    for picture in _decoded(path, container, stream, strict):
+    for picture in _decoded(path, container, stream):
         stamp = picture.dts if by_dts else picture.pts
         elapsed = length if stamp is None else stamp * picture.time_base - (origin or 0) - time
         if origin is None:
@@ -156,23 +117,22 @@ def _pictures(path, container, stream, strict):
         rate = stream.average_rate or Fraction(25)
         length = min(hour, (picture.duration or 0) * picture.time_base or 1 / rate)
         yield time, picture
-    reached = origin + time + length if strict and origin is not None else math.inf
-    _check(path, container, stream, origin, reached)
-    yield time + max(length, Fraction(1, 100)), None
-
-
-def _check(path, container, stream, anything, reached):
-    """UserError if nothing was decoded, or if `reached` on the file's clock is well before its stated end."""
-    if anything is None:
+    if origin is None:
         raise UserError(f"{path} holds no picture that can be decoded: fetch or encode the video again.")
-    stated = Fraction(container.duration or 0, 1_000_000)
-    if stream.duration:  # the sound may be longer
-        stated = stream.duration * stream.time_base
-    elif tag := re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", "")):  # Matroska
-        stated = sum(Fraction(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))
+    stated, reached = _stated_end(container, stream), origin + time + length
     if stated - reached > max(1, stated / 20):
         raise UserError(f"{path} ends at {float(reached):.1f} s of the {float(stated):.1f} s it states: "
                         "it was cut short; fetch or encode it again.")
+    yield time + max(length, Fraction(1, 100)), None
+
+
+def _stated_end(container, stream):
+    """The end that the file states for its pictures (the sound may be longer), in seconds of its clock."""
+    if stream.duration:
+        return stream.duration * stream.time_base
+    if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", "")):  # Matroska
+        return sum(Fraction(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))
+    return Fraction(container.duration or 0, 1_000_000)
 
 
 def _matrix(picture):
@@ -203,46 +163,37 @@ class FilterLedger:
     """How many items each rule saw and let through, with the first few that it did not."""
 
     def __init__(self, examples: int = 5):
-        self._limit, self._rows = examples, {}
+        self.limit, self.rules = examples, {}
 
     def check(self, rule: str, item, ok: bool, reason: str = "") -> bool:
         """Count `item` under `rule` and return `ok`; `reason` says why not."""
-        row = self._rows.setdefault(rule, {"rule": rule, "in": 0, "out": 0, "examples": []})
+        row = self.rules.setdefault(rule, {"rule": rule, "in": 0, "out": 0, "examples": []})
         row["in"] += 1
         row["out"] += bool(ok)
-        if not ok and len(row["examples"]) < self._limit:
+        if not ok and len(row["examples"]) < self.limit:
             row["examples"].append({"item": str(item), "reason": reason})
         return bool(ok)
 
     def rows(self) -> list[dict]:
         """[{"rule", "in", "out", "examples": [{"item", "reason"}]}], in the order of the rules' first use."""
-        return copy.deepcopy(list(self._rows.values()))
+        return list(self.rules.values())
 
 
 def decode_many(paths: Iterable[Path | str], interval: float, max_tokens: int, out_dir: Path | str,
                 workers: int, ledger: FilterLedger,
                 progress: Callable[[int, int], None] | None = None) -> dict[str, Path]:
-    """Decode videos into `out_dir`, in `workers` processes (1: this one): {source: file for `load_frames`}.
+    """Decode videos into `out_dir`, in `workers` processes (1: this one): {source: .npy file, uint8 [N, H, W, 3]}.
 
     A file is named by its source's SHA-256, interval and max_tokens and appears whole or not at all; one that
     is there is not made again, so a killed call is taken up by calling again. Sources that raise UserError
     stand only in the ledger, under "video decodes". `progress(done, total)` is called after each.
     """
-    paths, out_dir, index, done = list(paths), Path(out_dir), {}, 0
+    paths, out_dir, index = list(paths), Path(out_dir), {}
     out_dir.mkdir(parents=True, exist_ok=True)
-    pool = ProcessPoolExecutor(max(1, workers), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        results = (pool.map if workers > 1 else map)(partial(_cache, interval, max_tokens, out_dir), paths)
-        for done, (path, (cache, reason)) in enumerate(zip(paths, results, strict=True), start=1):
-            if ledger.check("video decodes", path, cache is not None, reason):
-                index[str(path)] = cache
-            if progress:
-                progress(done, len(paths))
-    except BrokenProcessPool:
-        raise UserError(f"a process died while it decoded {paths[done]} or one of the next files: free "
-                        "memory or leave that file out, and start again to go on.") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    results = side_by_side(partial(_cache, interval, max_tokens, out_dir), paths, workers, progress)
+    for path, (cache, reason) in zip(paths, results, strict=True):
+        if ledger.check("video decodes", path, cache is not None, reason):
+            index[str(path)] = cache
     return index
 
 
@@ -262,8 +213,3 @@ def _cache(interval, max_tokens, out_dir, path):
         return None, str(error)
     finally:
         half.unlink(missing_ok=True)
-
-
-def load_frames(cache_path: Path | str, mmap: bool = True) -> np.ndarray:
-    """uint8 [N, H, W, 3] from `decode_many`, frame k in row k-1; mapped and read-only unless mmap=False."""
-    return np.load(cache_path, mmap_mode="r" if mmap else None)

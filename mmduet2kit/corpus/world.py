@@ -152,12 +152,8 @@ def _place(motion: str, since: float, across: float) -> tuple[float, float]:
     if motion == "still":
         return 56 + across / 2, 56 - across / 2
     along = -28 + 56 * min(since / 0.75, 1.0) + 2.0 * max(since - 0.75, 0.0)
-    return {
-        "left": (along, 56 + across),
-        "right": (112 - along, 56 + across),
-        "top": (56 + across, along),
-        "bottom": (56 + across, 112 - along),
-    }[motion]
+    return {"left": (along, 56 + across), "right": (112 - along, 56 + across),
+            "top": (56 + across, along), "bottom": (56 + across, 112 - along)}[motion]  # fmt: skip
 
 
 def _ground(rng):
@@ -199,9 +195,7 @@ def _paint(picture, x, y, shape: str, colour, size: float, cx: float, cy: float)
     elif shape == "post":  # stands
         inside = np.minimum(0.4 - np.abs(u), 1.1 - np.abs(v))
     else:
-        inside = np.maximum(
-            np.minimum(0.3 - np.abs(u), 1 - np.abs(v)), np.minimum(0.3 - np.abs(v), 1 - np.abs(u))
-        )
+        inside = np.maximum(np.minimum(0.3 - np.abs(u), 1 - np.abs(v)), np.minimum(0.3 - np.abs(v), 1 - np.abs(u)))
     cover = np.clip(inside * size / 1.5 + 0.5, 0, 1)[..., None]
     part = picture[rows, columns]
     part += cover * (np.asarray(colour, np.float32) - part)

@@ -1,6 +1,7 @@
 """Tables, figures, claims and the report page: pure functions of results files; nothing is measured here."""
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,12 +15,12 @@ __all__ = ["judge_all", "redraw", "scripts", "write_claims", "write_report"]
 
 def scripts() -> dict[str, ModuleType]:
     """The scripts figures/fig*.py, tab*.py and ours*.py by name, in the order of their numbers, imported."""
+    if str(FIGURES) not in sys.path:  # they share figures/drawings.py
+        sys.path.append(str(FIGURES))
     found = {}
     for pattern in ("fig[0-9]*.py", "tab[0-9]*.py", "ours[0-9]*.py"):
         for path in sorted(FIGURES.glob(pattern)):
-            spec = importlib.util.spec_from_file_location(f"mmduet2_figures_{path.stem}", path)
-            found[path.stem] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(found[path.stem])
+            found[path.stem] = importlib.import_module(path.stem)
     if not found:
         raise UserError(f"{FIGURES} holds no scripts: work in a checkout of the repository.")
     return found

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..errors import UserError
 from ..files import read_json, write_atomic
-from ..profile import load_profile
 from .claims import VERDICTS, write_claims
 from .tables import SMOKE, TEMPLATES, Run
 
@@ -32,15 +30,11 @@ def write_report(run_dir: Path | str) -> Path:
             alt = paths[".txt"].read_text(encoding="utf-8").strip()
             figures.append({"name": name, "title": script.draw.title, "alt": alt,
                             "svg": _inline(paths[".svg"], name)})
-    try:
-        profile = load_profile(run.profile)
-    except UserError:
-        profile = None
     page = TEMPLATES.get_template("page.html")
     counts = Counter(claim["verdict"] for claim in claims)
     return write_atomic(run_dir / "report.html", page.render(
         css=Markup(Path(__file__).with_name("page.css").read_text()), run=run, claims=claims, tables=tables,
-        figures=figures, profile=profile, smoke=SMOKE, counts=[(counts[word], word) for word in VERDICTS]))
+        figures=figures, profile=run.manifest.get("settings"), smoke=SMOKE, counts=[(counts[word], word) for word in VERDICTS]))
 
 
 def _inline(path: Path, name: str) -> Markup:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from .tables import number
+from .tables import select
 
 RESAMPLES = 10_000
+KEYS = ["experiment", "model", "sft_interval", "rl_interval", "test_interval", "domain", "seed"]  # of per_video.csv
 # column of a table -> factor, numerator and denominator in per_video.csv ("rows" counts rows)
 RATIOS = {"pauc": (100, "pauc_sum", "spans"), "duplicate": (100, "dup_sum", "dup_spans"),
           "latency_s": (1, "latency_sum", "latency_n"), "lucky_percent": (100, "lucky", "correct"),
@@ -29,20 +30,13 @@ class Resampler:
             for _, top, bottom in RATIOS.values():
                 for name in frame.columns.intersection([top, bottom]):
                     frame[name] = pd.to_numeric(frame[name], errors="coerce").fillna(0)
-            names = ["experiment", "model", "setting", "domain", "seed"]
-            self._cells = dict(list(frame.astype(dict.fromkeys(names, str)).groupby(names)))
+            self._cells = dict(list(frame.astype(dict.fromkeys(KEYS, str)).groupby(KEYS)))
             self._ids = frame.groupby("domain")["question_id"].unique().map(sorted).to_dict()
 
     def _rows(self, table: int, column: str, filters: Mapping, seed: str) -> pd.DataFrame | None:
         """The rows of per_video.csv behind a table's value at a seed; None when there are none."""
-        if table == 7:  # per_video.csv names the intervals: model "sft2s-rl1s" or "sft1s", setting "1s"
-            rl, setting = number(filters["rl_interval"]), f"{float(filters['test_interval']):g}s"
-            model = f"sft{float(filters['sft_interval']):g}s" + (f"-rl{rl:g}s" if rl is not None else "")
-        else:
-            model, setting = filters.get("model"), None
-        found = [rows for (experiment, name, at, domain, own), rows in self._cells.items()
-                 if (experiment, name, domain, own) == (f"T{table}", model, filters.get("domain"), seed)
-                 and setting in (None, at)]
+        keys = select([dict(zip(KEYS, key)) for key in self._cells], experiment=f"T{table}", seed=seed, **filters)
+        found = [self._cells[tuple(key.values())] for key in keys]
         return pd.concat(found) if found and column in RATIOS else None
 
     def per_seed(self, table: int, column: str, filters: Mapping, seed: str) -> float | None:

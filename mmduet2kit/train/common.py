@@ -87,27 +87,14 @@ class Collator:
 def arguments(profile: Profile, fit: Fit | RL, batch: int, seed: int, out: Path) -> dict:
     """Keyword arguments for TRL's configs, common to all stages: no reporting services, deterministic, resumable."""
     return dict(
-        output_dir=str(out),
-        max_steps=fit.steps,
-        per_device_train_batch_size=fit.micro_batch,
-        gradient_accumulation_steps=batch // fit.micro_batch,
-        learning_rate=fit.lr,
-        warmup_steps=int(fit.warmup * fit.steps),
-        save_steps=fit.save_steps,
-        seed=seed,
-        data_seed=seed,
-        logging_steps=1,
-        report_to=[],
-        save_total_limit=1,
-        save_only_model=False,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        bf16=profile.model.dtype == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-        log_level="error",
-    )
+        output_dir=str(out), max_steps=fit.steps, seed=seed, data_seed=seed,
+        per_device_train_batch_size=fit.micro_batch, gradient_accumulation_steps=batch // fit.micro_batch,
+        learning_rate=fit.lr, warmup_steps=int(fit.warmup * fit.steps),
+        save_steps=fit.save_steps, save_total_limit=1, save_only_model=False,
+        bf16=profile.model.dtype == "bfloat16", use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False,
+        remove_unused_columns=False, dataloader_pin_memory=False,
+        logging_steps=1, report_to=[], disable_tqdm=True, log_level="error",
+    )  # fmt: skip
 
 
 class CsvLog(TrainerCallback):

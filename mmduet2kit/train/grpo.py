@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset as Rows
 from transformers import BatchFeature, Qwen2VLImageProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from ..corpus.build import Dataset
 from ..dialogue import Segment
@@ -98,8 +99,19 @@ class ProactiveGRPO(GRPOTrainer):
         )
 
     def _prepare_inputs(self, generation_batch):
-        """Cut the columns that are padding for the whole micro-batch: dialogues are ragged at both ends."""
-        inputs = dict(super()._prepare_inputs(generation_batch))
+        """A micro-batch without columns that are padding only; rollouts of like length stand together.
+
+        TRL shuffles here, but a step uses all rollouts of its generation at once: their order changes the padding only.
+        """
+        parts = self.args.steps_per_generation
+        if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
+            whole = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            order = (whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)).argsort(stable=True).tolist()
+            for key, value in whole.items():
+                if isinstance(value, list) or value is not None and value.ndim:
+                    whole[key] = [value[i] for i in order] if isinstance(value, list) else value[order]
+            self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(whole, parts)]
+        inputs = dict(self._buffered_inputs[self._step % parts])
         left = int(inputs["prompt_mask"].any(0).int().argmax())
         right = int(inputs["completion_mask"].sum(1).max())
         width = inputs["prompt_ids"].shape[1]
@@ -188,34 +200,18 @@ def train(
     partial, checkpoint, model, processor = begun
     settings = GRPOConfig(
         **arguments(profile, rl, rl.prompts * rl.group, seed, partial),
-        num_generations=rl.group,
-        lr_scheduler_type="constant_with_warmup",
-        max_grad_norm=rl.max_grad_norm,
-        weight_decay=0.01,
-        temperature=rl.temperature,
-        beta=rl.beta,
-        epsilon=rl.clip,
-        loss_type=rl.loss,
-        scale_rewards="group",
-        reward_weights=list(rl.weights),
-        shuffle_dataset=False,
-    )
+        num_generations=rl.group, temperature=rl.temperature, shuffle_dataset=False,
+        lr_scheduler_type="constant_with_warmup", max_grad_norm=rl.max_grad_norm, weight_decay=0.01,
+        loss_type=rl.loss, beta=rl.beta, epsilon=rl.clip, scale_rewards="group", reward_weights=list(rl.weights),
+    )  # fmt: skip
     order = schedule(len(segments), rl.prompts, rl.steps, seed)
     rows = Rows.from_list([{"prompt": [{"role": "user", "content": str(i)}], "row": i} for i in order])
     callbacks = [CsvLog(log, {c: c for c in COLUMNS}, rl.steps)] + ([watch] if watch else [])
     trainer = ProactiveGRPO(
-        model=model,
-        args=settings,
-        processing_class=processor,
-        reward_funcs=[_term(name) for name in TERMS],
-        train_dataset=rows,
-        callbacks=callbacks,
-        segments=segments,
-        dataset=dataset,
-        judge=MemoJudge(get_judge("exact")),
-        rl=rl,
-        sampling_seed=seed,
-    )
+        model=model, args=settings, processing_class=processor, train_dataset=rows, callbacks=callbacks,
+        reward_funcs=[_term(name) for name in TERMS], segments=segments, dataset=dataset,
+        judge=MemoJudge(get_judge("exact")), rl=rl, sampling_seed=seed,
+    )  # fmt: skip
     if keep:
         trainer.add_callback(Keep(*keep, load_processor(start)))
     finish(trainer, checkpoint)

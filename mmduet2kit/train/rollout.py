@@ -60,9 +60,7 @@ def roll_out(
     turns = [s.dialogue.turns[s.first : s.last] for s in segments for _ in range(group)]
     rest = [f[n:] for f, n in zip(features, later) for _ in range(group)]
     said = run(stream, turns, rest, Sampler(keys, rl.temperature, rl.top_k), rl.max_new_tokens)
-    return [
-        _transcript(encoder, segments[i // group], prompts[i // group], mine) for i, mine in enumerate(said)
-    ]
+    return [_transcript(encoder, segments[i // group], prompts[i // group], mine) for i, mine in enumerate(said)]
 
 
 def _transcript(encoder: ChatEncoder, segment: Segment, prompt: list[int], said: list[Spoken]) -> Rollout:
@@ -87,12 +85,9 @@ def judge_rollouts(rollouts: list[Rollout], segments: Sequence[Segment], judge, 
             rollout.turns,
             [(g.start, g.end, g.text) for g in segment.gold],
             similarity=lambda gold, said, q=questions: judge.correctness(q.get(gold, ""), gold, said, 4),
-            covered=judge.covered,
-            history=segment.history_replies(),
-            variant=rl.variant,
-            weights=rl.weights,
-            prefix_chars=rl.prefix_chars,
-        )
+            covered=judge.covered, history=segment.history_replies(),
+            variant=rl.variant, weights=rl.weights, prefix_chars=rl.prefix_chars,
+        )  # fmt: skip
     return time.perf_counter() - started
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from trl import SFTConfig, SFTTrainer
 
 from ..corpus.build import Dataset
-from ..dialogue import NO_REPLY, Dialogue
+from ..dialogue import Dialogue
 from ..model import save
 from ..profile import Fit, Profile, add_profile_arguments, load_profile
 from .common import Collator, CsvLog, arguments, begin, finish, schedule
@@ -61,21 +61,13 @@ def train(
     order = schedule(len(dialogues), fit.batch, fit.steps, seed, lengths if mixed else None)
     rows = Rows.from_dict({"row": order, "draw": list(range(len(order)))})
     settings = SFTConfig(
-        **arguments(profile, fit, fit.batch, seed, partial),
-        weight_decay=fit.weight_decay,
-        lr_scheduler_type="cosine",
-        max_length=None,
-        train_sampling_strategy="sequential",
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
+        **arguments(profile, fit, fit.batch, seed, partial), weight_decay=fit.weight_decay, lr_scheduler_type="cosine",
+        max_length=None, train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},
+    )  # fmt: skip
     trainer = DialogueSFT(
-        model=model,
-        args=settings,
-        processing_class=processor,
-        train_dataset=rows,
-        data_collator=collator,
+        model=model, args=settings, processing_class=processor, train_dataset=rows, data_collator=collator,
         callbacks=[CsvLog(log, {"loss": "loss"}, fit.steps)],
-    )
+    )  # fmt: skip
     finish(trainer, checkpoint)
     if decide:
         head = model.threshold_head
@@ -95,13 +87,8 @@ def sft_dialogues(profile: Profile, dataset: Dataset, interval: float, seed: int
 
 
 def in_span(dialogue: Dialogue) -> list[int]:
-    """Targets of a threshold model, label `span`: 1 for every turn whose time lies within a gold span (MMDuet's relevance)."""
+    """Targets of the threshold model: 1 for every turn whose time lies within a gold span (MMDuet's relevance)."""
     return [int(any(g.start < t <= g.end for g in dialogue.gold)) for t in dialogue.times()]
-
-
-def at_end(dialogue: Dialogue) -> list[int]:
-    """Targets of a threshold model, label `end`: 1 where the gold reply stands."""
-    return [int(turn.reply not in (None, NO_REPLY)) for turn in dialogue.turns]
 
 
 def add_arguments(parser) -> None:
@@ -118,9 +105,8 @@ def run(args) -> None:
     name = "threshold" if args.threshold else f"sft-{interval:g}s" if arm else "sft"
     fit = profile.sft.model_copy(update={"steps": profile.ablation.sft_steps} if arm else {})
     dataset = Dataset(profile.data)
-    decide = {"span": in_span, "end": at_end}[profile.threshold.label] if args.threshold else None
-    base = Path(profile.model.path) if profile.model.path else profile.model_dir("base", args.seed)
     train(
-        profile, fit, sft_dialogues(profile, dataset, interval, args.seed), dataset, base,
-        profile.model_dir(name, args.seed), profile.results / f"train_{name}_seed{args.seed}.csv", args.seed, decide,
+        profile, fit, sft_dialogues(profile, dataset, interval, args.seed), dataset, profile.model_dir("base", args.seed),
+        profile.model_dir(name, args.seed), profile.results / f"train_{name}_seed{args.seed}.csv", args.seed,
+        in_span if args.threshold else None,
     )  # fmt: skip
