@@ -1,16 +1,21 @@
-"""The README's numbers, from the committed run's own manifest and tables: `python figures/readme.py` rewrites the block.
+"""The reference run: `python figures/readme.py runs/tiny` takes a run's results into figures/data/study, redraws them into
+figures/drawn, and writes the README's numbers from them; without a folder it only does the last two.
 
-A test fails when the block is not what this script makes of figures/data/study.
+Tests fail when the README's block or the drawings are not what the scripts make of figures/data/study.
 """
 
 import re
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 from mmduet2kit.files import write_atomic
+from mmduet2kit.report import redraw
 from mmduet2kit.report.tables import Run
 
 ROOT = Path(__file__).parents[1]
-DATA = ROOT / "figures" / "data" / "study"
+DATA, DRAWN = ROOT / "figures" / "data" / "study", ROOT / "figures" / "drawn"
 BLOCK = re.compile(r"(<!-- run: [^>]*-->\n).*?(<!-- /run -->)", re.S)
 NAMES = {"base": "base model", "sft": "SFT", "threshold": "threshold baseline", "rl": "SFT + GRPO"}
 
@@ -19,7 +24,7 @@ def block(data: Path = DATA) -> str:
     """Markdown: how long each stage of the committed run took, how much memory, and its Table 2."""
     run = Run(data)
     stages = {name: attempts for name, attempts in run.manifest["stages"].items()}
-    minutes = {name: sum(a["minutes"] for a in attempts) for name, attempts in stages.items()}
+    minutes = {name: sum(a["minutes"] or 0 for a in attempts) for name, attempts in stages.items()}
     upto = sum(m for name, m in minutes.items() if name <= "06_evaluation")
     peak = max(a["peak_gb"] or 0 for attempts in stages.values() for a in attempts)
     seeds = len(run.manifest["seeds"])
@@ -57,5 +62,24 @@ def filled(readme: str, data: Path = DATA) -> str:
     return BLOCK.sub(lambda m: m[1] + block(data) + m[2], readme)
 
 
+def take(run: Path) -> None:
+    """Copy a run's results and manifest, without models, videos and single predictions, in place of the old ones."""
+    shutil.rmtree(DATA, ignore_errors=True)
+    shutil.copytree(run / "results", DATA, ignore=shutil.ignore_patterns("eval", "*_seed*.partial", ".*"))
+    shutil.copy(run / "manifest.json", DATA)
+
+
+def draw() -> None:
+    """The figures as SVG with their alt texts and the tables as Markdown, for those who only look."""
+    shutil.rmtree(DRAWN, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for path in redraw(DATA, folder):
+            if path.suffix in (".svg", ".txt", ".md", ".json"):
+                write_atomic(DRAWN / path.name, path.read_bytes())
+
+
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        take(Path(sys.argv[1]))
+    draw()
     write_atomic(ROOT / "README.md", filled((ROOT / "README.md").read_text()))

@@ -30,8 +30,9 @@ def draw(run):
         lines,
         columns,
         [
-            "first reply: within 2 s of the gold time, whatever it says (the released code's rule; the paper "
-            "names none). time, and time and content: StreamingBench's old and current rule."
+            "Kit: videos of the world with a question about one colour; its first answer counts. "
+            "first reply: within 2 s of the reply span's middle, whatever it says (the released code's rule; the paper "
+            "names none). time, and time and content: StreamingBench's old and current rule, from the true moment (the onset)."
         ],
     )
 

@@ -23,7 +23,11 @@ def draw(run):
         "Table 7. Frame intervals: PAUC / reply duplicates, percent",
         lines,
         columns,
-        ["FAIL at SFT 1 s: the model collapses to NO REPLY at every turn; the kit prints its 25.0 / 0.0."],
+        [
+            "FAIL at SFT 1 s: the model collapses to NO REPLY at every turn; the kit prints its 25.0 / 0.0.",
+            "Kit: SFT at 1 s has ablation.sft_steps steps, both RL columns ablation.rl_steps, as the profile says; "
+            "where these are shorter than the main runs, a collapse may also come from that.",
+        ],
     )
 
 

@@ -215,10 +215,11 @@ def run(args) -> None:
     profile, seed = load_profile(args.profile), args.seed
     dataset, folder = Dataset(profile.data), profile.model_dir(args.model, args.seed)
     model, processor = load(folder, profile.model.dtype, profile.model.attention)
-    evaluator = Evaluator(profile, dataset, model.eval(), processor)
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    evaluator = Evaluator(profile, dataset, model, processor)
     out = {"model": args.model, "seed": seed, "proactive": []}
     if args.model == "threshold":
-        evaluator.head = load_head(folder, model.config.text_config.hidden_size)
+        evaluator.head = load_head(folder, model.config.text_config.hidden_size).to(model.device)
         evaluator.threshold = choose_threshold(evaluator, profile.results / f"threshold_sweep_seed{seed}.csv", seed)
         out["threshold"] = evaluator.threshold
     onsets = load_onsets(dataset.folder)

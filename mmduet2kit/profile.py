@@ -151,8 +151,8 @@ class Profile(_Section):
     deviations: list[str]
 
     def hash(self) -> str:
-        """Digest of the resolved content."""
-        return sha256_text(json.dumps(self.model_dump(mode="json"), sort_keys=True))
+        """Digest of the resolved content, without its prose."""
+        return sha256_text(json.dumps(self.model_dump(mode="json", exclude={"purpose", "deviations"}), sort_keys=True))
 
     run_dir = property(lambda self: Path("runs") / self.name)
     results = property(lambda self: self.run_dir / "results")
@@ -185,6 +185,8 @@ def _raw(name: str) -> dict:
     parent = raw.get("extends")
     if parent == path.stem:
         raise UserError(f"{path} extends itself: name another profile.")
+    if parent and raw.get("name") in (None, parent):
+        raise UserError(f"{path} has no name of its own, and would write over runs/{parent}: add a line `name: mine`.")
     return _merge(_raw(str(parent)), raw) if parent else raw
 
 

@@ -35,7 +35,7 @@ COMMITTED = Path("figures/data/study/manifest.json")
 
 def add_arguments(parser) -> None:
     """Arguments of `mmduet2 run`."""
-    parser.add_argument("--profile", default="tiny", help="smoke, tiny (default), study, single_gpu or paper")
+    parser.add_argument("--profile", default="tiny", help="smoke, tiny (default), study, or the path of a YAML file")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--from", dest="start", metavar="NN", help="begin here; those before stand as is")
     choice.add_argument("--only", metavar="NN", help="only this notebook")

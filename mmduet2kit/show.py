@@ -79,7 +79,7 @@ def dialogue(shown: Dialogue, most: int = 40) -> HTML:
     events = [("", "system", shown.system)]
     for time, turn in zip(shown.times(), shown.turns):
         if turn.text or turn.reply != NO_REPLY:
-            events.append((f"{time:g} s", "user", f"[{len(turn.frames)} frames] {turn.text or ''}"))
+            events.append((f"{time:g} s", "user", f"[{len(turn.frames)} frame{'s' * (len(turn.frames) != 1)}] {turn.text or ''}"))
         if turn.reply is not None:
             events.append((f"{time:g} s", "silent" if turn.reply == NO_REPLY else "assistant", turn.reply))
     rows = []
@@ -119,9 +119,10 @@ def strip(dataset, shown: Dialogue, caption: str, said: Sequence[tuple[float, st
             axes.plot(start, y, marker=mark, color=color, clip_on=False)
     axes.set(xlim=(0, end), ylim=(0, 4), yticks=[0.3, 1, 1.7, 3.1], xlabel="video time, s",
              yticklabels=["turns (|), replies", "gold spans", "user speaks", "frames"])  # fmt: skip
+    asked = next((f"“{turn.text}” " for turn in shown.turns if turn.text), "")
     counts = f"gold spans: {len(shown.gold)}, replies: {len(said)}"
     rows = [dict(zip(("what", "from", "to", "text"), event)) for event in events]
-    return picture(drawing, f"{caption} {len(indices)} frames over {end:g} s; {counts}.", rows, "png")
+    return picture(drawing, f"{caption} {asked}{len(indices)} frames over {end:g} s; {counts}.", rows, "png")
 
 
 def pauc_area(span, replies, max_score: float, title: str, initial: float = 0.5) -> HTML:

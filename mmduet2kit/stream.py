@@ -97,7 +97,7 @@ class Sampler:
         if self.top_k:
             kept = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < kept, -torch.inf)
-        uniform = torch.tensor([self.draws[row].random() for row in rows], dtype=torch.float64)[:, None]
+        uniform = torch.tensor([[self.draws[row].random()] for row in rows], dtype=torch.float64, device=logits.device)
         cumulative = logits.double().softmax(-1).cumsum(-1)
         return (cumulative <= uniform * cumulative[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
 

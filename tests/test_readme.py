@@ -4,7 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-import pytest
+import fake_results
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -18,10 +18,23 @@ def script():
 
 
 def test_numbers_are_the_committed_runs():
+    assert script().filled(TEXT) == TEXT, "run `python figures/readme.py`"
+
+
+def test_committed_drawings_are_the_committed_runs(tmp_path, monkeypatch):
     module = script()
-    if not (module.DATA / "manifest.json").exists():
-        pytest.skip("there is no committed run yet")
-    assert module.filled(TEXT) == TEXT, "run `python figures/readme.py`"
+    kept = {path.name: path.read_bytes() for path in module.DRAWN.iterdir()}
+    monkeypatch.setattr(module, "DRAWN", tmp_path)
+    module.draw()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept, "run `python figures/readme.py`"
+
+
+def test_a_run_becomes_the_reference_run(tmp_path, monkeypatch):
+    module = script()
+    fake_results.make(tmp_path / "run")
+    monkeypatch.setattr(module, "DATA", tmp_path / "study")
+    module.take(tmp_path / "run")
+    assert {"manifest.json", "table2.csv", "figure5.csv", "frames"} <= {path.name for path in (tmp_path / "study").iterdir()}
 
 
 def test_links_resolve():
