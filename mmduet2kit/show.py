@@ -22,7 +22,7 @@ from .files import read_csv
 from .manifest import versions
 from .profile import Profile, load_profile
 from .report import style
-from .report.tables import TEMPLATES
+from .report.tables import SMOKE, TEMPLATES
 from .score import Reward, pauc
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def begin(name: str) -> Profile:
     matplotlib.rcParams.update(style.LOOK)
     print(f"Python {platform.python_version()};", *(f"{name} {found[name]};" for name in PACKAGES if name in found))
     print(f"Profile {profile.name}: {profile.purpose}. Seeds: {', '.join(map(str, profile.seeds))}.")
-    print("" if profile.meaningful else style.SMOKE)
+    print("" if profile.meaningful else SMOKE)
     return profile
 
 

@@ -177,3 +177,13 @@ def test_smoke_profile_is_tiny_cut_down():
     assert set(smoke.world.counts) == set(tiny.world.counts)
     assert sum(n for split in smoke.world.counts.values() for n in split.values()) <= 150
     assert smoke.ablation.arms == tiny.ablation.arms and smoke.rl.steps <= 3
+
+
+def test_a_notebook_begins_with_its_profile_and_says_when_numbers_mean_nothing(capsys, monkeypatch):
+    from mmduet2kit import show
+    from mmduet2kit.report.tables import SMOKE
+
+    monkeypatch.chdir(".")
+    for name in ("tiny", "smoke"):
+        assert show.begin(name).name == name
+        assert (SMOKE in capsys.readouterr().out) == (name == "smoke")
