@@ -26,8 +26,9 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: int) -> None:
         stream, scaler = None, VideoReformatter()
         for picture in pictures:
             if stream is None:
-                # No B-frames: libx264's choice of them is not the same in every run, even with one thread.
-                options = {"preset": "veryfast", "crf": "30", "bf": "0", "threads": "1"}
+                # No lookahead (this preset has none) and no rate control: what libx264 estimates there differs in one
+                # clip of a hundred from run to run, even with one thread (B-frames, scene cuts, macroblock tree, crf).
+                options = {"preset": "ultrafast", "qp": "26", "threads": "1"}
                 stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt = "yuv420p"

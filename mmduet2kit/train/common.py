@@ -161,7 +161,7 @@ def schedule(count: int, batch: int, steps: int, seed: int, lengths: list[int] |
         if lengths is not None:
             epoch = epoch[: max(count // batch, 1) * batch]  # whole batches only: a short one would shift all later ones
             epoch = epoch[np.argsort(np.asarray(lengths)[epoch], kind="stable")]
-            cuts = np.split(epoch, range(batch, count, batch))
+            cuts = np.split(epoch, range(batch, len(epoch), batch))
             epoch = np.concatenate([cuts[k] for k in rng.permutation(len(cuts))])
         order += epoch.tolist()
     return order[: steps * batch]
