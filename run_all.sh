@@ -79,6 +79,7 @@ if [ "$(cat "$env/mmduet2kit-stamp" 2>/dev/null)" != "$wanted" ]; then
     install --no-build-isolation "$(pin flash-attn)" >"$env/flash-attn.log" 2>&1 \
       || say "  flash-attn could not be built (see $env/flash-attn.log): PyTorch's SDPA serves instead."
   fi
+  [ "$env" != "$PWD/.venv" ] || echo "$SECONDS" >"$env/set-up-seconds"  # for the manifest
   rm -f "$env/set-up-unfinished"; printf '%s' "$wanted" >"$env/mmduet2kit-stamp"
   say "Set-up done. To look around by hand: $env/bin/jupyter lab"
 fi

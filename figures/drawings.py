@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 from mmduet2kit.files import write_atomic, write_csv
 from mmduet2kit.report.style import GREY, LOOK, RED
-from mmduet2kit.report.tables import FAIL, FIGURES, NOT_RUN, PAPER, SMOKE, NotRun, Run, figure_of, select
+from mmduet2kit.report.tables import FAIL, FIGURES, NOT_RUN, PAPER, SMOKE, STUDY, NotRun, Run, figure_of, select
 
 TEMPLATES = Environment(loader=FileSystemLoader(FIGURES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOTHING = "-"
@@ -157,7 +157,7 @@ def table(build: Callable[[Run], Table]) -> Callable[[Path, Path], list[Path]]:
 def main(draw: Callable[[Path, Path], list[Path]]) -> None:
     """The command line of a script in figures/."""
     parser = argparse.ArgumentParser(description=draw.__doc__)
-    parser.add_argument("--data", type=Path, default=FIGURES / "data" / "study", help="results folder")
+    parser.add_argument("--data", type=Path, default=STUDY, help="results folder")
     parser.add_argument("--out", type=Path, default=FIGURES / "out", help="where the files go")
     args = parser.parse_args()
     print(*draw(args.data, args.out), sep="\n")

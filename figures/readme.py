@@ -12,10 +12,10 @@ from pathlib import Path
 
 from mmduet2kit.files import write_atomic
 from mmduet2kit.report import redraw
-from mmduet2kit.report.tables import Run
+from mmduet2kit.report.tables import STUDY, Run
 
 ROOT = Path(__file__).parents[1]
-DATA, DRAWN = ROOT / "figures" / "data" / "study", ROOT / "figures" / "drawn"
+DATA, DRAWN = STUDY, ROOT / "figures" / "drawn"
 BLOCK = re.compile(r"(<!-- run: [^>]*-->\n).*?(<!-- /run -->)", re.S)
 NAMES = {"base": "base model", "sft": "SFT", "threshold": "threshold baseline", "rl": "SFT + GRPO"}
 
@@ -27,11 +27,13 @@ def block(data: Path = DATA) -> str:
     minutes = {name: sum(a["minutes"] or 0 for a in attempts) for name, attempts in stages.items()}
     upto = sum(m for name, m in minutes.items() if name <= "06_evaluation")
     peak = max(a["peak_gb"] or 0 for attempts in stages.values() for a in attempts)
+    set_up = run.manifest.get("set_up_minutes")
+    set_up = f"after {set_up:.1f} minutes of set-up, " if set_up else ""
     seeds = len(run.manifest["seeds"])
     lines = [
         f"The committed run (profile `{run.profile}`, {seeds} seed{'s' * (seeds > 1)}, {run.manifest['cores']} cores, "
-        f"{run.manifest['cpu']}; failed attempts counted) took {sum(minutes.values()):.0f} minutes after set-up, "
-        f"{upto:.0f} of them to Table 2 and Figure 5, and at most {peak:.1f} GB of memory.",
+        f"{run.manifest['cpu']}; failed attempts counted) took {sum(minutes.values()):.0f} minutes, {upto:.0f} of them to "
+        f"Table 2 and Figure 5, {set_up}and at most {peak:.1f} GB of memory.",
         "",
         "| stage | minutes | peak memory, GB |",
         "|---|---|---|",

@@ -61,8 +61,9 @@ def run(args) -> int:
     """`mmduet2 figures`: redraw every figure and table from results files; nothing is trained again."""
     from .profile import load_profile
     from .report import redraw
+    from .report.tables import STUDY
 
-    data, out = args.data or Path("figures/data/study"), args.out or Path("figures/out")
+    data, out = args.data or STUDY, args.out or Path("figures/out")
     if args.profile:
         profile = load_profile(args.profile)
         data, out = profile.results, args.out or profile.run_dir / "figures"

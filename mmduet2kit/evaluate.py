@@ -19,7 +19,7 @@ from .profile import Profile, add_profile_arguments, load_profile
 from .score import MemoJudge, get_judge, score_question, totals
 from .score.streamingbench import accuracy, first_reply_rule, polled, time_content_rule, time_rule
 from .stream import Greedy, Stream, run as play
-from .train.common import encoder_for
+from .train.common import HEAD, encoder_for
 
 
 @dataclass
@@ -178,7 +178,7 @@ def to_prediction(watched: Watched) -> dict:
 def load_head(folder: Path, hidden: int) -> torch.nn.Linear:
     """The threshold model's head."""
     head = torch.nn.Linear(hidden, 1)
-    head.load_state_dict(torch.load(folder / "threshold_head.pt", weights_only=True))
+    head.load_state_dict(torch.load(folder / HEAD, weights_only=True))
     return head
 
 

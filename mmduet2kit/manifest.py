@@ -39,6 +39,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def set_up_minutes() -> float | None:
+    """What run_all.sh took to make this environment; None where something else made it."""
+    file = Path(sys.prefix) / "set-up-seconds"
+    return round(int(file.read_text()) / 60, 2) if file.is_file() else None
+
+
 def describe(profile) -> dict:
     """The head of a manifest: code, profile, machine and versions."""
     cpu = _said("lscpu | sed -n 's/^Model name: *//p'") or platform.processor() or platform.machine()
@@ -48,7 +54,7 @@ def describe(profile) -> dict:
         "commit": _said("git rev-parse HEAD"), "dirty": bool(_said("git status --porcelain")),
         "profile": profile.name, "profile_hash": profile.hash(), "seeds": list(profile.seeds),
         "python": platform.python_version(), "platform": platform.platform(), "cpu": cpu, "cores": cores(),
-        "gpu": gpu, "versions": versions(), "settings": profile.model_dump(mode="json"),
+        "set_up_minutes": set_up_minutes(), "gpu": gpu, "versions": versions(), "settings": profile.model_dump(mode="json"),
     }
 
 

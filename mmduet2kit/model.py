@@ -106,7 +106,10 @@ def load_processor(folder: Path | str):
     """The processor (tokenizer, image processor, chat template) of a Hugging Face folder or hub name."""
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(folder)
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"No processor could be loaded from {folder} ({str(error).splitlines()[0]}).") from None
 
 
 def freeze_vision(model) -> None:

@@ -26,11 +26,11 @@ from .errors import UserError
 from .files import read_json, write_atomic, write_json
 from .manifest import cores, describe
 from .profile import load_profile
+from .report.tables import STUDY
 
 TAG = "MMDUET2_STAGE"  # environment variable: "<run folder>:<stage>"
 GRACE_S = 10.0  # from TERM to KILL: time for a training process to save a checkpoint
 FAILED, NOT_STARTED = 1, 3  # exit codes of `execute`
-COMMITTED = Path("figures/data/study/manifest.json")
 
 
 def add_arguments(parser) -> None:
@@ -124,7 +124,7 @@ class _Run:
         self.file = self.dir / "manifest.json"
         self.attempts = read_json(self.file)["stages"] if self.file.exists() else {}
         self.manifest, self.took, self.usual = describe(self.profile) | {"stages": self.attempts}, {}, {}
-        for path in (COMMITTED, self.file):  # how long the stages took before, to tell what is left
+        for path in (STUDY / "manifest.json", self.file):  # how long the stages took before, to tell what is left
             with suppress(UserError, KeyError):
                 before = read_json(path)
                 done = [(name, one["minutes"]) for name, tries in before["stages"].items()

@@ -12,7 +12,7 @@ from ..files import read_csv, read_json
 from ..score.duplicates import MIN_MULTI_SPANS
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
-PAPER = FIGURES / "data" / "paper"
+PAPER, STUDY = FIGURES / "data" / "paper", FIGURES / "data" / "study"  # the paper's numbers, the committed run's
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["html"]),
                         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOT_RUN, FAIL = "NOT RUN", "FAIL"

@@ -19,6 +19,8 @@ from ..files import made_for, read_csv, sha256_file, sha256_text, write_csv
 from ..model import freeze_vision, load_model, load_processor, pixels
 from ..profile import RL, Fit, Profile
 
+HEAD = "threshold_head.pt"  # beside the weights of a threshold model
+
 
 def encoder_for(processor, frames: np.ndarray) -> ChatEncoder:
     """The encoder for frames of this size [N, H, W, 3]: its visual tokens a frame follow from the grid."""

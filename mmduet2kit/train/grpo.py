@@ -7,6 +7,7 @@ ground-truth replies, token-mean loss, no KL) is the same.
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -208,14 +209,15 @@ def train(
     rows = Rows.from_list([{"prompt": [{"role": "user", "content": str(i)}], "row": i} for i in order])
     callbacks = [CsvLog(log, {c: c for c in COLUMNS}, rl.steps)] + ([watch] if watch else [])
     trainer = ProactiveGRPO(
-        model=model, args=settings, processing_class=processor, train_dataset=rows, callbacks=callbacks,
+        model=model, args=settings, processing_class=deepcopy(processor),  # TRL changes it
+        train_dataset=rows, callbacks=callbacks,
         reward_funcs=[_term(name) for name in TERMS], segments=segments, dataset=dataset,
         judge=MemoJudge(get_judge("exact")), rl=rl, sampling_seed=seed,
     )  # fmt: skip
     if keep:
-        trainer.add_callback(Keep(*keep, load_processor(start)))
+        trainer.add_callback(Keep(*keep, processor))
     finish(trainer, checkpoint)
-    return save(model, load_processor(start), out)
+    return save(model, processor, out)
 
 
 ARMS = {"no_pauc": 0, "no_rep": 1, "no_in_span": 2, "no_pfx": 3}  # Table 6: the weight that is set to zero
@@ -243,10 +245,9 @@ def run(args) -> None:
         rl = rl.model_copy(update={"weights": tuple(0.0 if k == ARMS[args.arm] else w for k, w in enumerate(rl.weights))})
     if not main:
         rl = rl.model_copy(update={"steps": profile.ablation.rl_steps})
-    dataset = Dataset(profile.data)
+    dataset, processor = Dataset(profile.data), load_processor(profile.model_dir("sft", seed))
 
     def look(model):
-        processor = load_processor(profile.model_dir("sft", seed))
         evaluator = Evaluator(profile, dataset, model, processor)
         for domain in ("WEB", "EGO"):
             records = evaluator.records("dev", domain, profile.evaluate.dev_videos)

@@ -12,9 +12,7 @@ from ..corpus.build import Dataset
 from ..dialogue import Dialogue
 from ..model import save
 from ..profile import Fit, Profile, add_profile_arguments, load_profile
-from .common import Collator, CsvLog, arguments, begin, finish, schedule
-
-HEAD = "threshold_head.pt"
+from .common import HEAD, Collator, CsvLog, arguments, begin, finish, schedule
 
 
 class DialogueSFT(SFTTrainer):
