@@ -7,6 +7,7 @@ and its reply's, is the number of frames consumed so far times the interval (pap
 from dataclasses import dataclass, replace
 
 NO_REPLY = "NO REPLY"
+SUBTITLE = "Subtitle: "  # how a user turn begins that asks nothing (TV)
 
 # Paper, Figure 2 (needed verbatim: released checkpoints are conditioned on it).
 PROACTIVE_SYSTEM = (

@@ -17,7 +17,7 @@ from .files import read_json, write_csv, write_json, write_jsonl
 from .model import load
 from .profile import Profile, add_profile_arguments, load_profile
 from .score import MemoJudge, get_judge, score_question, totals
-from .score.streamingbench import accuracy, first_reply_rule, polled, time_content_rule, time_rule
+from .score.streamingbench import all_rules
 from .stream import Greedy, Stream, run as play
 from .train.common import HEAD, encoder_for
 
@@ -83,7 +83,7 @@ class Evaluator:
 
     def _row(self, watched: Watched, onsets: dict | None) -> dict:
         record = watched.record
-        asked = [(c["time"], c["content"]) for c in record["conversation"] if not c["content"].startswith("Subtitle: ")]
+        asked = [(c["time"], c["content"]) for c in record["conversation"]]
         gold = [(*a["reply_timespan"], a["content"], a["related_timespan"][1]) for a in record["answer"]]
         sums = totals(score_question(gold, watched.replies, self.judge, "evaluator", questions=asked))
         row = {"question_id": record["question_id"], "decisions": watched.decisions}
@@ -110,24 +110,13 @@ class Evaluator:
         return {task: (float(np.mean(hits)), len(hits)) for task, hits in right.items() if hits}
 
     def proactive_output(self, onsets: dict) -> dict[str, float]:
-        """Table 5's stand-in: StreamingBench's rules on the PO videos (score/streamingbench.py).
-
-        First reply against the middle of the reply span (MMDuet2's own report); time, and time and content, against the
-        true moment, which StreamingBench annotates and which here is the onset.
-        """
-        watched = self.watch(self.records("test", "PO"), self.profile.video.test_interval)
-        first, timed, window = [], [], self.profile.evaluate.po_window
-        for w in watched:
+        """Table 5's stand-in: StreamingBench's rules on the PO videos; the moment that it annotates is here the onset."""
+        items = []
+        for w in self.watch(self.records("test", "PO"), self.profile.video.test_interval):
             (start, end), gold = w.record["answer"][0]["reply_timespan"], w.record["answer"][0]["content"]
-            moment, ((colour, shape, _),) = onsets[w.record["video"], start], facts(gold)
-            first.append(((start + end) / 2, "", w.replies))
-            timed.append((moment, f"{colour} {shape}", polled(0.0, moment, w.replies)))
-        return {
-            "accuracy_first_reply": accuracy(first, first_reply_rule, window),
-            "accuracy_time": accuracy(timed, time_rule, window),
-            "accuracy_time_content": accuracy(timed, time_content_rule, window),
-            "n": len(watched),
-        }
+            ((colour, shape, _),) = facts(gold)
+            items.append((0.0, (start + end) / 2, onsets[w.record["video"], start], f"{colour} {shape}", w.replies))
+        return all_rules(items, self.profile.evaluate.po_window)
 
     def wall_time(self, records: Sequence[dict], interval: float) -> dict:
         """Table 3: seconds for these videos one after another, plain generation at every decision."""

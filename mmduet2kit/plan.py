@@ -78,7 +78,7 @@ def _result(outputs: dict[str, dict]) -> str:
 def components(stage: Stage, given: dict, profile, done: dict[str, dict]) -> dict[str, str]:
     """Everything a stage is made from, by name, as hashes; equal components: it need not run again."""
     return {"notebook": _hash(stage.code), "profile": profile.hash(), "parameters": _hash(given),
-            **{f"module {path.relative_to(PACKAGE)}": sha256_file(path) for path in modules_used(stage.code)},
+            **{f"module {path.relative_to(PACKAGE.parent)}": sha256_file(path) for path in modules_used(stage.code)},
             **{f"file {path}": sha256_file(path) for pattern in stage.files for path in Path().glob(pattern)},
             **{f"output of {name}": done.get(name, {"result": "none"})["result"] for name in stage.inputs}}
 
@@ -87,7 +87,7 @@ def components(stage: Stage, given: dict, profile, done: dict[str, dict]) -> dic
 def modules_used(code: str) -> frozenset[Path]:
     """Modules of the package that notebook code reaches: by import, and, where it uses `run_commands`, those
     of the commands that its strings begin with."""
-    finder = ModuleFinder(path=[str(PACKAGE.parent)])
+    finder = ModuleFinder(path=[str(PACKAGE.parent), str(PACKAGE.parent / "figures")])
     finder.load_module("__main__", io.StringIO(code), "", ("", "r", 1))  # 1: Python source
     if "run_commands" in code:
         for command in set(COMMANDS).intersection(re.findall(r"""["'](\w+)""", code)):

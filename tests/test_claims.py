@@ -2,13 +2,15 @@
 
 import time
 
+import bootstrap
+import claims
 import fake_results
 import numpy as np
 import pytest
 
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, write_csv
-from mmduet2kit.report import claims, stats
+from mmduet2kit.report import stats
 from mmduet2kit.report.tables import Run
 
 
@@ -172,7 +174,7 @@ def test_bootstrap_matches_a_plain_loop():
         for s in (1, 2)
         for q in range(30)
     ]
-    sampler = stats.Resampler(rows)
+    sampler = bootstrap.Resampler(rows)
     many = {}
     for m in ("sft", "rl"):
         values = {

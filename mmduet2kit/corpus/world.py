@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..dialogue import SUBTITLE
 from ..profile import World
 
 COLOURS = {
@@ -107,7 +108,7 @@ def plan(world: World, split: str, domain: str, index: int) -> Plan:
     if domain == "TV":
         time = rng.uniform(1, 4)
         while time < duration - 1:
-            subtitles.append((_tidy(time), "Subtitle: " + str(rng.choice(SUBTITLES))))
+            subtitles.append((_tidy(time), SUBTITLE + str(rng.choice(SUBTITLES))))
             time += rng.uniform(3, 9)
     return Plan(f"{domain}_{index:05d}", domain, _tidy(duration), tuple(scenes), tuple(subtitles), seed)
 

@@ -1,29 +1,23 @@
-"""Tables, figures, claims and the report page: pure functions of results files; nothing is measured here."""
+"""Tables, figures, claims and the report page: pure functions of results files, by the scripts in figures/.
+
+From the import of this package on, the modules of figures/ can be imported by name.
+"""
 
 import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
 
-from ..errors import UserError
-from .claims import judge_all, write_claims
-from .page import write_report
 from .tables import FIGURES
 
-__all__ = ["judge_all", "redraw", "scripts", "write_claims", "write_report"]
+if str(FIGURES) not in sys.path:
+    sys.path.append(str(FIGURES))
 
 
 def scripts() -> dict[str, ModuleType]:
     """The scripts figures/fig*.py, tab*.py and ours*.py by name, in the order of their numbers, imported."""
-    if str(FIGURES) not in sys.path:  # they share figures/drawings.py
-        sys.path.append(str(FIGURES))
-    found = {}
-    for pattern in ("fig[0-9]*.py", "tab[0-9]*.py", "ours[0-9]*.py"):
-        for path in sorted(FIGURES.glob(pattern)):
-            found[path.stem] = importlib.import_module(path.stem)
-    if not found:
-        raise UserError(f"{FIGURES} holds no scripts: work in a checkout of the repository.")
-    return found
+    names = [path.stem for kind in ("fig[0-9]*", "tab[0-9]*", "ours[0-9]*") for path in sorted(FIGURES.glob(f"{kind}.py"))]
+    return {name: importlib.import_module(name) for name in names}
 
 
 def redraw(data: Path | str, out: Path | str) -> list[Path]:
@@ -32,4 +26,9 @@ def redraw(data: Path | str, out: Path | str) -> list[Path]:
     Two runs over the same files write the same bytes. Missing input gives drawings that say NOT RUN.
     """
     paths = [path for script in scripts().values() for path in script.draw(Path(data), Path(out))]
-    return [*paths, write_claims(data, Path(out) / "claims.json")]
+    return [*paths, importlib.import_module("claims").write_claims(data, Path(out) / "claims.json")]
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Judge, draw and write claims.json, figures/ and report.html into runs/<profile> (figures/page.py); its path."""
+    return importlib.import_module("page").write_report(run_dir)

@@ -13,7 +13,7 @@ from ..score.duplicates import MIN_MULTI_SPANS
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 PAPER, STUDY = FIGURES / "data" / "paper", FIGURES / "data" / "study"  # the paper's numbers, the committed run's
-TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["html"]),
+TEMPLATES = Environment(loader=FileSystemLoader([Path(__file__).parent, FIGURES]), autoescape=select_autoescape(["html"]),
                         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOT_RUN, FAIL = "NOT RUN", "FAIL"
 SMOKE = "Smoke profile: these numbers mean nothing; they show that the code runs. The paper's are left out."

@@ -1,13 +1,13 @@
 """Scores: PAUC, the reward, duplicates, judges, and the rules of two benchmarks. No models, no files."""
 
-from .benchmark import FORMS, Form, ReplyScore, TurnScore, score_question, totals
+from .benchmark import ASKED, FORMS, Form, ReplyScore, TurnScore, score_question, totals
 from .duplicates import NO_REPLY, Duplicates, duplicate_flags, duplicate_proportion, spoken
 from .judges import ExactJudge, Judge, MemoJudge, best_blind_score, get_judge
 from .pauc import pauc
 from .rewards import VARIANTS, Reward, Variant, proactive_reward
 
 __all__ = [
-    "FORMS", "Form", "ReplyScore", "TurnScore", "score_question", "totals",
+    "ASKED", "FORMS", "Form", "ReplyScore", "TurnScore", "score_question", "totals",
     "NO_REPLY", "Duplicates", "duplicate_flags", "duplicate_proportion", "spoken",
     "ExactJudge", "Judge", "MemoJudge", "best_blind_score", "get_judge",
     "pauc", "VARIANTS", "Reward", "Variant", "proactive_reward",

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..dialogue import SUBTITLE
 from .duplicates import duplicate_flags, duplicate_proportion, spoken
 from .judges import Judge
 from .pauc import pauc
 
 NO_ANSWER = 0.5  # the immediate score of a question without a reply, in the judge's units
+ASKED = ("last", "upstream")
 
 
 @dataclass(frozen=True)
@@ -61,31 +63,34 @@ class TurnScore:
 
 def score_question(gold: Iterable[tuple[float, float, str, float | None]], replies: Iterable[tuple[float, str]],
                    judge: Judge, form: str | Form = "benchmark", *, questions: Sequence[tuple[float, str]] = (),
-                   omega: float = 0.5) -> list[TurnScore]:  # fmt: skip
+                   asked: str = "last", omega: float = 0.5) -> list[TurnScore]:  # fmt: skip
     """Score the replies to one dialogue against its gold turns, in the order of the gold turns.
 
     gold: (reply start, reply end, text, end of the related span or None), s. replies: (time, text); silent
-    ones are ignored. questions: (time, text), no subtitles: the judge sees the last one asked up to the
-    reply (upstream takes the first user turn after the span, which on TV is a subtitle).
+    ones are ignored. questions: (time, text) of the user turns, subtitles among them. The judge sees, by
+    `asked`: the "last" question up to the reply; or, "upstream", what the released evaluator shows it: the
+    first user turn at or after the span's end, else the last one (on TV mostly a subtitle).
     An exact repeat inside a span copies the score before it. A reply in two spans counts in both. In the form
     `evaluator` spans under 0.5 s move to the question nearest in time and are scored by their first reply.
     In the form `benchmark` a span of no width scores 0, as upstream guards it.
     Raises ValueError for an unknown form or a span that ends before it starts (`reward`: or has no width).
     """
     rules = form if isinstance(form, Form) else FORMS.get(form)
-    if rules is None:
-        raise ValueError(f"unknown form {form!r}: choose one of {', '.join(FORMS)}")
-    replies, questions = spoken(replies), sorted(questions, key=lambda question: question[0])
+    if rules is None or asked not in ASKED:
+        raise ValueError(f"form {form!r}, asked {asked!r}: choose one of {', '.join(FORMS)} and of {', '.join(ASKED)}")
+    replies, said = spoken(replies), sorted(questions, key=lambda turn: turn[0])
+    questions = [turn for turn in said if not turn[1].startswith(SUBTITLE)]
     turns = []
     for start, end, text, related_end in gold:
         if not start <= end:
             raise ValueError(f"the gold span ({start}, {end}) ends before it starts")
         immediate = end - start < rules.immediate_under
         if immediate and questions:
-            asked = min((time for time, _ in questions), key=lambda time: abs(time - start))
-            start, end = asked, asked + (end - start)
+            nearest = min((time for time, _ in questions), key=lambda time: abs(time - start))
+            start, end = nearest, nearest + (end - start)
         inside = [reply for reply in replies if start <= reply[0] <= end]
-        scores, failures = _score_replies(text, inside, judge, rules, questions)
+        shown = [next((turn for turn in said if turn[0] >= end), said[-1])] if asked == "upstream" and said else questions
+        scores, failures = _score_replies(text, inside, judge, rules, shown)
         flags = duplicate_flags([reply for _, reply in inside], judge.covered)
         scored = tuple(ReplyScore(*reply, *rest) for reply, *rest in zip(inside, scores, flags))
         first, value = None, 0.0  # 0: a span of no width, under the benchmark's guard
@@ -107,9 +112,9 @@ def _score_replies(gold: str, inside, judge: Judge, rules: Form, questions) -> t
             scores.append(scores[-1])
             continue
         distinct.append(reply)
-        asked = [text for when, text in questions if when <= time] or [questions[0][1] if questions else ""]
+        before = [text for when, text in questions if when <= time] or [questions[0][1] if questions else ""]
         prediction = " ".join(distinct) if rules.joined else reply
-        score = judge.correctness(asked[-1], gold, prediction, rules.max_score)
+        score = judge.correctness(before[-1], gold, prediction, rules.max_score)
         failures += score is None
         scores.append(rules.failed_score if score is None else score)
     return scores, failures

@@ -93,12 +93,18 @@ def best_blind_score(golds: Sequence[str], candidates: Iterable[str], judge: Jud
     return max(earned) / len(golds)
 
 
-def get_judge(name: str) -> Judge:
-    """The judge of that name; UserError for one that is unknown or not there yet."""
+def get_judge(name: str, **options) -> Judge:
+    """The judge of that name: exact, embedding or llm; UserError for another. options: of the LLM judge."""
     if name == "exact":
         from ..corpus.world import facts  # here: scoring other people's predictions needs no world
 
         return ExactJudge(facts)
-    if name in ("embedding", "llm"):  # the first will come with the extra of the same name
-        raise UserError(f"The judge '{name}' is not in this version of the kit yet: use the judge 'exact'.")
+    if name == "embedding":
+        from .embedding import EmbeddingJudge
+
+        return EmbeddingJudge()
+    if name == "llm":
+        from .llm import LLMJudge
+
+        return LLMJudge(**options)
     raise UserError(f"There is no judge '{name}': choose exact, embedding or llm.")

@@ -50,3 +50,20 @@ def accuracy(items: Iterable[tuple[float, str, Replies]], rule: Callable[..., bo
     if not verdicts:
         raise ValueError("there are no items to score")
     return sum(verdicts) / len(verdicts)
+
+
+def all_rules(items: Iterable[tuple[float, float, float, str, Replies]], tolerance: float = 2.0) -> dict[str, float]:
+    """Accuracies under the three rules, and n. items: (question time, middle of the reply span, gold time, gold output, replies).
+
+    The first reply is held against the middle of the span (MMDuet2's own report); the official rules, after polling,
+    against the gold time.
+    """
+    items = list(items)
+    official = [(moment, output, polled(asked, moment, replies)) for asked, _, moment, output, replies in items]
+    own = [(middle, output, replies) for _, middle, _, output, replies in items]
+    return {
+        "accuracy_first_reply": accuracy(own, first_reply_rule, tolerance),
+        "accuracy_time": accuracy(official, time_rule, tolerance),
+        "accuracy_time_content": accuracy(official, time_content_rule, tolerance),
+        "n": len(items),
+    }

@@ -6,7 +6,7 @@ from ..chat import dialogue_text
 from ..corpus.build import Dataset
 from ..corpus.questions import QUESTIONS
 from ..corpus.world import SUBTITLES
-from ..dialogue import PROACTIVE_SYSTEM
+from ..dialogue import PROACTIVE_SYSTEM, SUBTITLE
 from ..model import load_processor, make_model, make_processor, save, train_tokenizer
 from ..profile import Profile, add_profile_arguments, load_profile
 from .sft import train
@@ -15,7 +15,7 @@ from .sft import train
 def base_texts(dataset: Dataset, interval: float) -> list[str]:
     """What the tokenizer is trained on: the training splits' dialogues, all questions, subtitles, the system prompts."""
     texts = [dialogue_text(d) for d in dataset.sft(interval) + dataset.offline("sft")]
-    texts += [q for pair in QUESTIONS.values() for q in pair] * 4 + [f"Subtitle: {s}" for s in SUBTITLES] * 4
+    texts += [q for pair in QUESTIONS.values() for q in pair] * 4 + [SUBTITLE + s for s in SUBTITLES] * 4
     return texts + [PROACTIVE_SYSTEM] * 4
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..files import read_json, write_atomic
-from .claims import VERDICTS, write_claims
-from .tables import SMOKE, TEMPLATES, Run
+import claims
+from mmduet2kit.files import read_json, write_atomic
+from mmduet2kit.report import scripts
+from mmduet2kit.report.tables import SMOKE, TEMPLATES, Run
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -16,11 +17,9 @@ def write_report(run_dir: Path | str) -> Path:
 
     What the results lack stands in it as NOT RUN.
     """
-    from . import scripts
-
     run_dir = Path(run_dir)
     run = Run(run_dir / "results")
-    claims = read_json(write_claims(run.data, run_dir / "claims.json"))
+    verdicts = read_json(claims.write_claims(run.data, run_dir / "claims.json"))
     tables, figures = [], []
     for name, script in scripts().items():
         paths = {path.suffix: path for path in script.draw(run.data, run_dir / "figures")}
@@ -31,10 +30,11 @@ def write_report(run_dir: Path | str) -> Path:
             figures.append({"name": name, "title": script.draw.title, "alt": alt,
                             "svg": _inline(paths[".svg"], name)})
     page = TEMPLATES.get_template("page.html")
-    counts = Counter(claim["verdict"] for claim in claims)
+    counts = Counter(claim["verdict"] for claim in verdicts)
     return write_atomic(run_dir / "report.html", page.render(
-        css=Markup(Path(__file__).with_name("page.css").read_text()), run=run, claims=claims, tables=tables,
-        figures=figures, profile=run.manifest.get("settings"), smoke=SMOKE, counts=[(counts[word], word) for word in VERDICTS]))
+        css=Markup(Path(__file__).with_name("page.css").read_text()), run=run, claims=verdicts, tables=tables,
+        figures=figures, profile=run.manifest.get("settings"), smoke=SMOKE,
+        counts=[(counts[word], word) for word in claims.VERDICTS]))
 
 
 def _inline(path: Path, name: str) -> Markup:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..errors import UserError
-from ..files import write_json
-from .stats import Resampler, stages
-from .tables import FAIL, FIGURES, NOT_RUN, PAPER, NotRun, Run, figure_of, number, select
+from bootstrap import Resampler
+from mmduet2kit.errors import UserError
+from mmduet2kit.files import write_json
+from mmduet2kit.report.stats import stages
+from mmduet2kit.report.tables import FAIL, FIGURES, NOT_RUN, PAPER, NotRun, Run, figure_of, number, select
 
 MATCH, TREND, DIFFERS, FAIL_AS_PAPER = "MATCH", "TREND", "DIFFERS", "FAIL-AS-PAPER"
 VERDICTS = (MATCH, TREND, DIFFERS, FAIL_AS_PAPER, NOT_RUN)

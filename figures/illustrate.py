@@ -9,13 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from .corpus.build import Dataset, read_index
-from .corpus.films import load_scenes
-from .corpus.world import COLOURS, MOTIONS, SHAPES, sentence
-from .dialogue import NO_REPLY, Dialogue
-from .files import read_json, write_atomic, write_json
-from .profile import Profile
-from .score import MemoJudge, best_blind_score, get_judge
+from mmduet2kit.corpus.build import Dataset, read_index
+from mmduet2kit.corpus.films import load_scenes
+from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, sentence
+from mmduet2kit.dialogue import NO_REPLY, Dialogue
+from mmduet2kit.files import read_json, write_atomic, write_json
+from mmduet2kit.profile import Profile
+from mmduet2kit.score import MemoJudge, best_blind_score, get_judge
 
 IMMEDIATE_S = 0.5  # a gold span shorter than this is an immediate answer (upstream evaluator)
 

