@@ -11,8 +11,8 @@ import yaml
 from bootstrap import Resampler
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import write_json
-from mmduet2kit.report.stats import stages
 from mmduet2kit.report.tables import FAIL, FIGURES, NOT_RUN, PAPER, NotRun, Run, figure_of, number, select
+from stages import stages
 
 MATCH, TREND, DIFFERS, FAIL_AS_PAPER = "MATCH", "TREND", "DIFFERS", "FAIL-AS-PAPER"
 VERDICTS = (MATCH, TREND, DIFFERS, FAIL_AS_PAPER, NOT_RUN)

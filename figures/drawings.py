@@ -16,8 +16,8 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
 from mmduet2kit.files import write_atomic, write_csv
-from mmduet2kit.report.style import GREY, LOOK, RED
 from mmduet2kit.report.tables import FAIL, FIGURES, NOT_RUN, PAPER, SMOKE, STUDY, NotRun, Run, figure_of, select
+from style import GREY, LOOK, RED
 
 TEMPLATES = Environment(loader=FileSystemLoader(FIGURES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOTHING = "-"

@@ -5,7 +5,7 @@ import textwrap
 from matplotlib.figure import Figure
 
 import drawings
-from mmduet2kit.report import style
+import style
 
 TITLE = "Figure 1. Proactive dialogues: one question (1QnA), many questions (nQnA)"
 MOST_FRAMES, WRAP = 10, 100

@@ -5,7 +5,7 @@ import re
 from matplotlib.figure import Figure
 
 import drawings
-from mmduet2kit.report import style
+import style
 
 COLORS = {"system": "#333333", "user": style.ORANGE, "assistant": style.BLUE}
 WIDTH, MOST, ROW = 112, 44, 0.155  # characters a line, lines, inches a line

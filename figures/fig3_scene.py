@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import drawings
-from mmduet2kit.report import style
+import style
 
 ACROSS = 8  # frames a row
 

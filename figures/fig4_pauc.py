@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 import drawings
-from mmduet2kit.report import style
+import style
 from mmduet2kit.score import pauc
 
 

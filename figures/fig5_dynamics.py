@@ -5,7 +5,9 @@ from statistics import mean
 from matplotlib.figure import Figure
 
 import drawings
-from mmduet2kit.report import stats, style, tables
+import stages
+import style
+from mmduet2kit.report import tables
 
 METRICS = [("reply_turns", "reply turns"), ("pauc", "PAUC"), ("duplicate", "duplicates, percent")]
 
@@ -32,7 +34,7 @@ def draw(run):
             axes.plot(steps, means, label=f"[{domain}]", markersize=3.5, linewidth=1.7, **look)
             said.append(f"{label} on {domain} from {means[0]:.1f} to {means[-1]:.1f}")
             if domain == "WEB" and metric != "duplicate" and len(steps) >= 6:
-                found = stats.stages(steps, means)
+                found = stages.stages(steps, means)
                 for knot in (found["first"], found["second"]):
                     axes.axvline(knot, color=style.GREY, linestyle=":", linewidth=1)
         axes.set(title=label, xlabel="RL step", ylim=(0, None))

@@ -3,7 +3,8 @@
 from matplotlib.figure import Figure
 
 import drawings
-from mmduet2kit.report import style, tables
+import style
+from mmduet2kit.report import tables
 
 
 @drawings.figure(

@@ -15,6 +15,7 @@ def draw(run):
     lines = [
         *((label, {"model": model}, {"model": model}) for label, model in arms),
         ("- r_PAUC (ours)", None, {"model": "rl-no_pauc"}),
+        ("released code's reward (ours)", None, {"model": "rl-upstream"}),
     ]
     columns = [
         (f"[{domain}]", ("pauc", "duplicate", "reply_turns"), {"domain": domain}, 1)
@@ -28,7 +29,8 @@ def draw(run):
         columns,
         [
             "FAIL: a reply at almost every turn, whether it concerns the question or not.",
-            "The paper removes three of the four terms; the row without r_PAUC is ours. All of the kit's "
+            "The paper removes three of the four terms; the row without r_PAUC is ours, and so is the one "
+            "with all terms as the released code computes them. All of the kit's "
             "rows were trained for the same number of steps (profile: ablation.rl_steps).",
         ],
     )

@@ -21,9 +21,10 @@ from .dialogue import NO_REPLY, Dialogue
 from .files import read_csv
 from .manifest import versions
 from .profile import Profile, load_profile
-from .report import style
 from .report.tables import SMOKE, TEMPLATES
 from .score import Reward, pauc
+
+import style  # isort: skip - figures/style.py: where figures/ is, `report` knows
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "av", "numpy")

@@ -234,6 +234,16 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
             for t in range(1, 20)
         ],
     )
+    write_csv(
+        results / "variants.csv",
+        [
+            {"variant": variant, "group": g, "rollout": k, "replies": 2, "total": total, "weighted_pauc": total,
+             **{f"weighted_{term}": 0.0 for term in ("rep", "in_span", "pfx")}}
+            for variant, totals in (("paper", ((1, 2, 3, 6), (1, 1, 1, 1))), ("upstream", ((2, 1, 3, 6), (0, 0, 0, 4))))
+            for g, group in enumerate(totals)
+            for k, total in enumerate(group)
+        ],
+    )  # fmt: skip
     frames = []
     for k in range(20):
         image = np.full((56, 56, 3), 30 + 8 * k, np.uint8)

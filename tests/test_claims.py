@@ -7,10 +7,10 @@ import claims
 import fake_results
 import numpy as np
 import pytest
+import stages
 
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, write_csv
-from mmduet2kit.report import stats
 from mmduet2kit.report.tables import Run
 
 
@@ -208,13 +208,13 @@ def test_all_claims_take_seconds(results):
 def test_stages_find_a_dip_growth_and_plateau():
     steps = list(range(0, 500, 25))
     curve = [40 - 5 * s / 150 if s < 150 else 35 + 20 * (s - 150) / 250 if s < 400 else 55 for s in steps]
-    found = stats.stages(steps, curve)
+    found = stages.stages(steps, curve)
     assert (found["first"], found["second"]) == (150, 400)
     assert (
         found["dip"] == pytest.approx(5) and found["growth"] == pytest.approx(20) and found["plateau"] < 0.01
     )
     with pytest.raises(ValueError, match="six"):
-        stats.stages([0, 1, 2], [1, 2, 3])
+        stages.stages([0, 1, 2], [1, 2, 3])
 
 
 def test_paper_tables_are_read_as_a_source():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import drawings
 import fake_results
+import numpy as np
 import pytest
 
 from mmduet2kit.files import read_csv, write_csv
@@ -98,7 +99,7 @@ def test_header_without_rows_is_not_run(tmp_path):
 
 def test_alt_text_and_data_stand_beside_each_figure(drawn):
     texts = [path for path in drawn["one"] if path.suffix == ".txt"]
-    assert len(texts) == 6
+    assert len(texts) == 7
     for path in texts:
         assert len(path.read_text()) > 80 and "NOT RUN" not in path.read_text()
         assert read_csv(path.with_suffix(".csv"))
@@ -163,3 +164,14 @@ def test_command_line(runs, tmp_path):
     assert (tmp_path / "tab3_speed.md").exists() and json.dumps("172.0")[1:-1] in (
         tmp_path / "tab3_speed.csv"
     ).read_text()
+
+
+def test_variants_are_compared_within_their_groups(runs, tmp_path):
+    """Group 0: rewards 1, 2, 3, 6 and 2, 1, 3, 6: one of six pairs of siblings changes places. In group 1 the paper's reward
+    tells nobody apart. Means 3: no advantage changes its sign."""
+    paths = {path.suffix: path for path in scripts()["ours2_variants"].draw(runs["one"], tmp_path)}
+    told = paths[".txt"].read_text()
+    assert "8 rollouts of 2 prompts: of 6 pairs of siblings that both rewards tell apart, 1 change places; 0 advantages" in told
+    deviations = [row for row in read_csv(paths[".csv"]) if row["term"] == "pauc"]
+    assert [float(row["deviation_within_groups"]) for row in deviations] == [
+        pytest.approx(np.sqrt((3.5 + 0) / 2), abs=1e-4), pytest.approx(np.sqrt((3.5 + 3) / 2), abs=1e-4)]  # fmt: skip

@@ -1,5 +1,6 @@
 """Multi-turn GRPO: what TRL's training forward sees is what the rollout saw (design, rule 2)."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from mmduet2kit.corpus.films import annotate
 from mmduet2kit.corpus.world import plan
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train import grpo
+from mmduet2kit.train.common import Collator
 
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 
@@ -136,3 +138,20 @@ def test_resumed_run_repeats_the_losses(run_grpo, tmp_path):
     again = rows(tmp_path / "killed.csv")
     for name in ("loss", "reward", "reply_turns", "pauc"):
         assert [float(r[name]) for r in again] == pytest.approx([float(r[name]) for r in whole], abs=1e-6), name
+
+
+def test_divergence_from_the_start_is_that_of_the_whole_distributions(tiny_model):  # noqa: F811
+    model, processor = tiny_model
+    collator = Collator([s.dialogue for s in make_segments(2)], FakeDataset(), processor)
+    other = deepcopy(model)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(1.1)
+    divergence = grpo.kl_to(model, collator)
+    assert divergence(model) == 0.0
+    batch = collator([{"row": 0}, {"row": 1}])
+    labels = batch.pop("labels")[:, 1:]
+    del batch["weights"]
+    with torch.no_grad():
+        p, q = (m(**batch).logits[:, :-1][labels != -100].log_softmax(-1) for m in (other, model))
+    assert divergence(other) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), abs=2e-6)
+    assert divergence(other) > 1e-4

@@ -6,9 +6,10 @@ ground-truth replies, token-mean loss, no KL) is the same.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,14 @@ from transformers import BatchFeature, Qwen2VLImageProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from ..chat import IGNORE
 from ..corpus.build import Dataset
 from ..dialogue import Segment
 from ..files import read_csv, write_csv
-from ..model import load_processor, pixels, save
+from ..model import load, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile
 from ..score import MemoJudge, get_judge
-from .common import CsvLog, arguments, begin, encoder_for, finish, schedule
+from .common import Collator, CsvLog, arguments, begin, encoder_for, finish, schedule
 from .rollout import TERMS, judge_rollouts, roll_out, statistics
 
 COLUMNS = [
@@ -153,10 +155,10 @@ def _term(name: str) -> Callable:
 
 
 class Watch(TrainerCallback):
-    """Evaluates the policy while it trains, for Figure 5: `evaluate(model) -> rows`, kept across a resume."""
+    """Evaluates the policy after these steps of training, for Figure 5: `evaluate(model, step) -> rows`, kept across a resume."""
 
-    def __init__(self, path: Path, every: int, total: int, evaluate: Callable, seed: int):
-        self.path, self.every, self.total, self.evaluate, self.seed = path, every, total, evaluate, seed
+    def __init__(self, path: Path, steps: Collection[int], evaluate: Callable, seed: int):
+        self.path, self.steps, self.evaluate, self.seed = path, steps, evaluate, seed
         self.rows: list[dict] = []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -166,30 +168,19 @@ class Watch(TrainerCallback):
             self._look(model, 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every == 0 or state.global_step == self.total:
+        if state.global_step in self.steps:
             self._look(model, state.global_step)
 
     def _look(self, model, step: int) -> None:
         model.eval()
-        self.rows += [{"seed": self.seed, "step": step} | row for row in self.evaluate(model)]
+        self.rows += [{"seed": self.seed, "step": step} | row for row in self.evaluate(model, step)]
         model.train()
         write_csv(self.path, self.rows)
 
 
-class Keep(TrainerCallback):
-    """Saves the model as it is after `step` steps."""
-
-    def __init__(self, step: int, folder: Path, processor):
-        self.step, self.folder, self.processor = step, folder, processor
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step == self.step:
-            save(model, self.processor, self.folder)
-
-
 def train(
     profile: Profile, rl: RL, segments: list[Segment], dataset: Dataset, start: Path, out: Path, log: Path, seed: int,
-    watch: Watch | None = None, keep: tuple[int, Path] | None = None,
+    watch: Watch | None = None,
 ) -> Path:  # fmt: skip
     """GRPO from the SFT model in `start` into `out`; resumes at generation boundaries; returns `out`.
 
@@ -214,18 +205,32 @@ def train(
         reward_funcs=[_term(name) for name in TERMS], segments=segments, dataset=dataset,
         judge=MemoJudge(get_judge("exact")), rl=rl, sampling_seed=seed,
     )  # fmt: skip
-    if keep:
-        trainer.add_callback(Keep(*keep, processor))
     finish(trainer, checkpoint)
     return save(model, processor, out)
 
 
+def kl_to(reference, collator: Collator) -> Callable[[Any], float]:
+    """model -> its KL divergence from `reference` in nats a token, over the assistant's tokens of the collator's dialogues."""
+    batch = collator([{"row": i} for i in range(len(collator.dialogues))])
+    spoken = batch.pop("labels")[:, 1:] != IGNORE
+    del batch["weights"]
+
+    @torch.no_grad()
+    def logps(model) -> torch.Tensor:
+        hidden = model.model(**{name: value.to(model.device) for name, value in batch.items()}, use_cache=False)[0]
+        return model.lm_head(hidden[:, :-1][spoken]).float().log_softmax(-1)
+
+    there = logps(reference.eval())
+    return lambda model: round(float(((here := logps(model)).exp() * (here - there.to(here.device))).sum(-1).mean()), 6)
+
+
+KL_DIALOGUES = 8  # fixed ones, on which the KL divergence from the SFT model is measured at evaluation steps
 ARMS = {"no_pauc": 0, "no_rep": 1, "no_in_span": 2, "no_pfx": 3}  # Table 6: the weight that is set to zero
 
 
 def add_arguments(parser) -> None:
     add_profile_arguments(parser)
-    parser.add_argument("--arm", choices=ARMS, help="leave one reward term out (Table 6)")
+    parser.add_argument("--arm", choices=[*ARMS, "upstream"], help="a term left out (Table 6), or the released code's reward")
     parser.add_argument("--interval", type=float, help="seconds between frames (default: the profile's)")
 
 
@@ -241,22 +246,28 @@ def run(args) -> None:
     other = interval != profile.video.train_interval
     name = "rl" + (f"-{args.arm}" if args.arm else "") + (f"-{interval:g}s" if other else "")
     rl, main = profile.rl, name == "rl"
-    if args.arm:
+    if args.arm in ARMS:
         rl = rl.model_copy(update={"weights": tuple(0.0 if k == ARMS[args.arm] else w for k, w in enumerate(rl.weights))})
+    elif args.arm:
+        rl = rl.model_copy(update={"variant": args.arm})
     if not main:
         rl = rl.model_copy(update={"steps": profile.ablation.rl_steps})
-    dataset, processor = Dataset(profile.data), load_processor(profile.model_dir("sft", seed))
+    dataset, start = Dataset(profile.data), profile.model_dir("sft", seed)
+    reference, processor = load(start, profile.model.dtype, profile.model.attention)
+    divergence = kl_to(reference, Collator(dataset.sft(interval)[:KL_DIALOGUES], dataset, processor)) if main else None
 
-    def look(model):
-        evaluator = Evaluator(profile, dataset, model, processor)
+    def look(model, step):
+        if step == profile.ablation.rl_steps:
+            save(model, processor, profile.model_dir("rl-short", seed))
+        evaluator, kl = Evaluator(profile, dataset, model, processor), divergence(model)
         for domain in ("WEB", "EGO"):
             records = evaluator.records("dev", domain, profile.evaluate.dev_videos)
             found = pooled(evaluator.score(evaluator.watch(records, profile.video.test_interval)))
-            yield {"domain": domain} | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")}
+            yield {"domain": domain} | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")} | {"kl": kl}
 
-    watch = Watch(profile.results / f"figure5_seed{seed}.csv", rl.eval_steps, rl.steps, look, seed) if main else None
-    keep = (profile.ablation.rl_steps, profile.model_dir("rl-short", seed)) if main else None
+    steps = {*range(0, rl.steps, rl.eval_steps), profile.ablation.rl_steps, rl.steps}
+    watch = Watch(profile.results / f"figure5_seed{seed}.csv", steps, look, seed) if main else None
     train(
-        profile, rl, dataset.rl(interval), dataset, profile.model_dir("sft", seed), profile.model_dir(name, seed),
-        profile.results / f"train_{name}_seed{seed}.csv", seed, watch, keep,
+        profile, rl, dataset.rl(interval), dataset, start, profile.model_dir(name, seed),
+        profile.results / f"train_{name}_seed{seed}.csv", seed, watch,
     )  # fmt: skip

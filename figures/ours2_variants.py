@@ -1,0 +1,70 @@
+"""Ours: the same rollouts under the paper's reward and under the released code's: rewards, advantages, rankings."""
+
+from itertools import combinations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import drawings
+import style
+from mmduet2kit.report import tables
+
+TERMS = ("pauc", "rep", "in_span", "pfx")
+
+
+@drawings.figure("ours2_variants", "Ours. The same rollouts under the paper's reward and the released code's")
+def draw(run):
+    """Left: each rollout's advantage within its group under both; right: how far each weighted term moves it."""
+    rows = run.need("variants.csv")
+    paper, code = (_advantages(tables.select(rows, variant=variant)) for variant in ("paper", "upstream"))
+    pairs = [(a, b) for group in {key[0] for key in paper} for a, b in combinations([k for k in paper if k[0] == group], 2)]
+    decided = [(a, b) for a, b in pairs if abs(paper[a] - paper[b]) > 1e-9 and abs(code[a] - code[b]) > 1e-9]
+    flipped = sum((paper[a] - paper[b]) * (code[a] - code[b]) < 0 for a, b in decided)
+    x, y = (np.array([found[key] for key in paper]) for found in (paper, code))
+    figure = Figure(figsize=(7.5, 3.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.axline((0, 0), slope=1, color=style.GREY, linewidth=0.8, linestyle="--")
+    opposite = x * y < 0
+    left.plot(x[~opposite], y[~opposite], "o", color=style.BLUE, markersize=4, label="same sign")
+    left.plot(x[opposite], y[opposite], "X", color=style.ORANGE, markersize=6, label="opposite sign")
+    left.set(xlabel="advantage, paper's reward", ylabel="advantage, released code's", title="one rollout a point")
+    left.legend()
+    shown = []
+    for place, (variant, colour, hatch) in enumerate((("paper", style.BLUE, ""), ("upstream", style.ORANGE, "//"))):
+        mine = tables.select(rows, variant=variant)
+        spread = [_within(mine, f"weighted_{term}") for term in TERMS]
+        right.bar(np.arange(4) + 0.4 * place - 0.2, spread, 0.4, color=colour, hatch=hatch, label=variant)
+        shown += [{"variant": variant, "term": term, "deviation_within_groups": round(value, 4)}
+                  for term, value in zip(TERMS, spread)]  # fmt: skip
+    right.set(xticks=range(4), xticklabels=["r_PAUC", "r_rep", "r_in_span", "r_pfx"], title="deviation within groups, weighted")
+    right.legend()
+    alike = np.corrcoef(x, y)[0, 1] if x.std() and y.std() else float("nan")
+    told = (f"{len(paper)} rollouts of {len({key[0] for key in paper})} prompts: of {len(decided)} pairs of siblings that both "
+            f"rewards tell apart, {flipped} change places; {int(opposite.sum())} advantages change their sign; the advantages' "
+            f"correlation is {alike:.2f}.")  # fmt: skip
+    return figure, told, shown
+
+
+def _groups(rows: list[dict], column: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["group"], []).append(float(row[column]))
+    return found
+
+
+def _within(rows: list[dict], column: str) -> float:
+    """Root of the mean variance within groups."""
+    return float(np.sqrt(np.mean([np.var(values) for values in _groups(rows, column).values()])))
+
+
+def _advantages(rows: list[dict]) -> dict[tuple[str, str], float]:
+    """{(group, rollout): (reward - group mean) / group deviation}, as TRL computes it."""
+    means = {group: (np.mean(v), np.std(v, ddof=1)) for group, v in _groups(rows, "total").items()}
+    return {
+        (row["group"], row["rollout"]): (float(row["total"]) - means[row["group"]][0]) / (means[row["group"]][1] + 1e-4)
+        for row in rows
+    }
+
+
+if __name__ == "__main__":
+    drawings.main(draw)
