@@ -1,21 +1,27 @@
-"""The reference run: `python figures/readme.py runs/tiny` takes a run's results into figures/data/study, redraws them into
-figures/drawn, and writes the README's numbers from them; without a folder it only does the last two.
+"""The reference run: `python figures/readme.py runs/tiny --reason WHY` takes a run's results into figures/data/study,
+redraws them into figures/drawn, and writes the README's numbers from them; without a folder it only does the last two.
 
-Tests fail when the README's block or the drawings are not what the scripts make of figures/data/study.
+Several folders are the same study, seed by seed (`runs/study-1 runs/study-2`, or figures/data/study itself and a new seed).
+Every taking is a line of figures/data/reruns.csv, which is never shortened. Tests fail when the README's block or the
+drawings are not what the scripts make of figures/data/study.
 """
 
+import argparse
 import re
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
-from mmduet2kit.files import write_atomic
+from mmduet2kit.errors import UserError
+from mmduet2kit.files import read_csv, read_json, write_atomic, write_csv, write_json
 from mmduet2kit.report import redraw
 from mmduet2kit.report.tables import STUDY, Run
 
 ROOT = Path(__file__).parents[1]
 DATA, DRAWN = STUDY, ROOT / "figures" / "drawn"
+LEDGER = ROOT / "figures" / "data" / "reruns.csv"
 BLOCK = re.compile(r"(<!-- run: [^>]*-->\n).*?(<!-- /run -->)", re.S)
 NAMES = {"base": "base model", "sft": "SFT", "threshold": "threshold baseline", "rl": "SFT + GRPO"}
 
@@ -64,11 +70,35 @@ def filled(readme: str, data: Path = DATA) -> str:
     return BLOCK.sub(lambda m: m[1] + block(data) + m[2], readme)
 
 
-def take(run: Path) -> None:
-    """Copy a run's results and manifest, without models, videos and single predictions, in place of the old ones."""
-    shutil.rmtree(DATA, ignore_errors=True)
-    shutil.copytree(run / "results", DATA, ignore=shutil.ignore_patterns("eval", "*_seed*.partial", ".*"))
-    shutil.copy(run / "manifest.json", DATA)
+def take(runs: list[Path], reason: str) -> None:
+    """Put the results and manifests of these runs in place of the old ones, without models, videos and single predictions.
+
+    runs: run folders, or results folders with their manifest inside; UserError when their settings differ.
+    """
+    made = [Run(run / "results" if (run / "results").is_dir() else run) for run in runs]
+    heads = [run.manifest for run in made]
+    if len({head.get("profile_hash") for head in heads}) > 1:
+        raise UserError(f"{', '.join(map(str, runs))} are not parts of one study: their settings differ (profile_hash).")
+    with tempfile.TemporaryDirectory(dir=DATA.parent) as folder:
+        new = Path(folder) / "study"
+        shutil.copytree(made[0].data, new, ignore=shutil.ignore_patterns("eval", "*_seed*.partial", ".*"))
+        for path in [path for run in made[1:] for path in sorted(run.data.glob("*.csv"))]:
+            rows, more = read_csv(new / path.name) if (new / path.name).exists() else [], read_csv(path)
+            seeds = {row.get("seed") for row in rows}
+            write_csv(new / path.name, rows + [row for row in more if row.get("seed") not in seeds], list((rows + more)[0]))
+        stages = {name: [a for head in heads for a in head["stages"].get(name, [])] for name in heads[0]["stages"]}
+        seeds = sorted({seed for head in heads for seed in head["seeds"]})
+        write_json(new / "manifest.json", heads[0] | {"seeds": seeds, "stages": stages})
+        shutil.rmtree(DATA, ignore_errors=True)
+        shutil.move(new, DATA)
+    draw()
+    counts = Counter(claim["verdict"] for claim in read_json(DRAWN / "claims.json"))
+    row = {"date": max(a["started"] for tries in stages.values() for a in tries)[:10], "profile": heads[0]["profile"],
+           "seeds": " ".join(map(str, seeds)), "commit": " ".join(dict.fromkeys(head["commit"][:7] for head in heads)), "settings": heads[0]["profile_hash"][:12],
+           **{f"{model}_{domain}": _cell([r for r in Run(DATA).rows("table2.csv") if (r["model"], r["domain"]) == (model, domain)])
+              for model in ("sft", "rl") for domain in ("WEB", "EGO")},
+           "verdicts": ", ".join(f"{n} {name}" for name, n in sorted(counts.items())), "reason": reason}  # fmt: skip
+    write_csv(LEDGER, [*(read_csv(LEDGER) if LEDGER.exists() else []), row])
 
 
 def draw() -> None:
@@ -81,7 +111,14 @@ def draw() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        take(Path(sys.argv[1]))
-    draw()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders to take")
+    parser.add_argument("--reason", help="why the reference run is made (anew)")
+    args = parser.parse_args()
+    if args.runs and not args.reason:
+        parser.error("a new reference run needs its --reason: it becomes a line of figures/data/reruns.csv")
+    try:
+        take(args.runs, args.reason) if args.runs else draw()
+    except UserError as error:
+        sys.exit(str(error))
     write_atomic(ROOT / "README.md", filled((ROOT / "README.md").read_text()))

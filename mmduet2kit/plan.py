@@ -77,7 +77,7 @@ def _result(outputs: dict[str, dict]) -> str:
 
 def components(stage: Stage, given: dict, profile, done: dict[str, dict]) -> dict[str, str]:
     """Everything a stage is made from, by name, as hashes; equal components: it need not run again."""
-    return {"notebook": _hash(stage.code), "profile": profile.hash(), "parameters": _hash(given),
+    return {"notebook": _hash(stage.code), "profile": profile.hash(), "seeds": _hash(profile.seeds), "parameters": _hash(given),
             **{f"module {path.relative_to(PACKAGE.parent)}": sha256_file(path) for path in modules_used(stage.code)},
             **{f"file {path}": sha256_file(path) for pattern in stage.files for path in Path().glob(pattern)},
             **{f"output of {name}": done.get(name, {"result": "none"})["result"] for name in stage.inputs}}

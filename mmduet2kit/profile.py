@@ -151,8 +151,9 @@ class Profile(_Section):
     deviations: list[str]
 
     def hash(self) -> str:
-        """Digest of the resolved content, without its prose."""
-        return sha256_text(json.dumps(self.model_dump(mode="json", exclude={"purpose", "deviations"}), sort_keys=True))
+        """Digest of the settings, without name, seeds and prose: what is frozen before the claims' seeds are run."""
+        settings = self.model_dump(mode="json", exclude={"name", "extends", "seeds", "purpose", "deviations"})
+        return sha256_text(json.dumps(settings, sort_keys=True))
 
     run_dir = property(lambda self: Path("runs") / self.name)
     results = property(lambda self: self.run_dir / "results")
@@ -198,9 +199,16 @@ def add_profile_arguments(parser, seed: bool = True) -> None:
 
 
 def load_profile(name: str = "tiny") -> Profile:
-    """Load a profile by name (`tiny`) or path (`mine.yaml`); anything wrong raises UserError."""
+    """Load a profile by name (`tiny`) or path (`mine.yaml`); anything wrong raises UserError.
+
+    `study@2` is one seed of it alone, with a run folder of its own (runs/study-2): a study of hours, seed by seed.
+    """
+    name, at, seed = name.partition("@")
     try:
-        return Profile(**_raw(name))
+        whole = Profile(**_raw(name))
+        if at and seed not in map(str, whole.seeds):
+            raise UserError(f"Profile '{name}' has no seed {seed!r}: give one of {', '.join(map(str, whole.seeds))}.")
+        return whole.model_copy(update={"seeds": [int(seed)], "name": f"{whole.name}-{seed}"}) if at else whole
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -5,6 +5,10 @@ import re
 from pathlib import Path
 
 import fake_results
+import pytest
+
+from mmduet2kit.errors import UserError
+from mmduet2kit.files import read_csv, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -31,10 +35,25 @@ def test_committed_drawings_are_the_committed_runs(tmp_path, monkeypatch):
 
 def test_a_run_becomes_the_reference_run(tmp_path, monkeypatch):
     module = script()
-    fake_results.make(tmp_path / "run")
-    monkeypatch.setattr(module, "DATA", tmp_path / "study")
-    module.take(tmp_path / "run")
+    for name, file in (("DATA", "study"), ("DRAWN", "drawn"), ("LEDGER", "reruns.csv")):
+        monkeypatch.setattr(module, name, tmp_path / file)
+    for seed in (1, 2):
+        fake_results.make(tmp_path / f"run-{seed}", (seed,))
+    module.take([tmp_path / "run-1"], "the first")
     assert {"manifest.json", "table2.csv", "figure5.csv", "frames"} <= {path.name for path in (tmp_path / "study").iterdir()}
+    alone = read_csv(tmp_path / "study" / "table2.csv")
+    module.take([tmp_path / "study", tmp_path / "run-2"], "a second seed")
+    both = read_csv(tmp_path / "study" / "table2.csv")
+    assert both == alone + read_csv(tmp_path / "run-2" / "results" / "table2.csv")
+    manifest = read_json(tmp_path / "study" / "manifest.json")
+    once = read_json(tmp_path / "run-1" / "manifest.json")["stages"]
+    assert manifest["seeds"] == [1, 2] and manifest["stages"] == {name: 2 * tries for name, tries in once.items()}
+    first, second = read_csv(tmp_path / "reruns.csv")
+    assert (first["seeds"], second["seeds"], second["reason"]) == ("1", "1 2", "a second seed") and "MATCH" in second["verdicts"]
+    write_json(tmp_path / "run-2" / "manifest.json", manifest | {"profile_hash": "another"})
+    with pytest.raises(UserError, match="not parts of one study"):
+        module.take([tmp_path / "study", tmp_path / "run-2"], "a mixture")
+    assert read_csv(tmp_path / "study" / "table2.csv") == both
 
 
 def test_links_resolve():

@@ -227,7 +227,7 @@ def test_files_a_notebook_names_decide_too(tmp_path, monkeypatch):
     (tmp_path / "01_a.ipynb").write_text(json.dumps(book))
     (tmp_path / "rules").mkdir()
     (tmp_path / "rules" / "claims.yaml").write_text("a: 1")
-    stage, profile = plan.load_stages(tmp_path)[0], SimpleNamespace(hash=lambda: "x")
+    stage, profile = plan.load_stages(tmp_path)[0], SimpleNamespace(hash=lambda: "x", seeds=[1])
     before = plan.components(stage, {}, profile, {})
     (tmp_path / "rules" / "claims.yaml").write_text("a: 2")
     after = plan.components(stage, {}, profile, {})
