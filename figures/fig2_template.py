@@ -42,7 +42,7 @@ def draw(run):
             color=style.GREY,
             va="center",
         )
-    said = "; ".join(f"{s['role']}: {SPECIAL.sub('', s['text']).strip()}" for s in segments[:8])
+    said = "; ".join(f"{s['role']}: {SPECIAL.sub('', s['text']).strip().removeprefix(s['role']).strip()}" for s in segments[:8])
     return (
         figure,
         f"The text the model reads. User turns are orange, assistant turns blue. It begins: {said}",

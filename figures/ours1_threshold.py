@@ -35,7 +35,7 @@ def draw(run):
         axes.set(title=label, xlabel="threshold", ylim=(0, None))
     panels[0].legend()
     chosen = "; ".join(
-        f"{row['domain']}: threshold {row['threshold']}, PAUC {float(row['pauc']):.1f}"
+        f"{row['domain']}: threshold {float(row['threshold']):g}, PAUC {float(row['pauc']):.1f}"
         for row in tables.select(rows, seed=first)
         if row["chosen"].lower() in ("1", "true", "yes")
     )

@@ -49,7 +49,7 @@ def proactive_reward(turns: Iterable[tuple[float, str]], gold: Iterable[tuple[fl
     similarity(gold text, reply) -> 0..4; covered(earlier texts, reply) -> does it say nothing new? None from either
     drops that judgement, counted. Exact repeats and a reply with no text before it need no judge. history: assistant
     texts before the segment (ground truth); they count for rep and pfx. variant: "paper", "upstream" or a `Variant`.
-    weights: of pauc, rep, in_span, pfx. prefix_chars: our value where the paper is silent. double_count: as upstream,
+    weights: of pauc, rep, in_span, pfx. prefix_chars: upstream's value; the paper prints none. double_count: as upstream,
     rep counts a judged reply that is not the first distinct one of its span once more. A gold turn that starts after
     the last turn is skipped; the caller clips the others to its segment (under "paper" a reply on the clipped end is
     outside: clip to one turn after the last). A reply in two spans is scored for each; upstream keys scores by time,
