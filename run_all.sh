@@ -23,6 +23,16 @@ test_all=no
 if [ "$command" = test ]; then
   case "$*" in "") ;; --all) test_all=yes ;; *) stop "test takes no other argument than --all." ;; esac
 fi
+value=""  # the option that waits for its value; what a value may be, the package says
+for word in "$@"; do
+  if [ -n "$value" ]; then value=""; continue; fi
+  case "$command:$word" in
+    *:-h|*:--help|test:--all|run:--force|run:--dry-run|*:--*=*) ;;
+    run:--profile|run:--from|run:--only|figures:--profile|figures:--data|figures:--out|doctor:--profile) value=$word ;;
+    *) stop "$command does not take '$word': see ./run_all.sh --help." ;;
+  esac
+done
+[ -z "$value" ] || stop "$value needs a value."
 
 # Long steps run in the background and are waited for, so that TERM and Ctrl-C end them too.
 child=""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from mmduet2kit.report.tables import select
+from tables import select
 
 RESAMPLES = 10_000
 KEYS = ["experiment", "model", "sft_interval", "rl_interval", "test_interval", "domain", "seed"]  # of per_video.csv

@@ -4,6 +4,7 @@ import argparse
 import functools
 import io
 import statistics
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
+from mmduet2kit.errors import UserError
 from mmduet2kit.files import write_atomic, write_csv
-from mmduet2kit.report.tables import FAIL, FIGURES, NOT_RUN, PAPER, SMOKE, STUDY, NotRun, Run, figure_of, select
+from tables import FAIL, FIGURES, NOT_RUN, PAPER, SMOKE, STUDY, NotRun, Run, figure_of, select
 from style import GREY, LOOK, RED
 
 TEMPLATES = Environment(loader=FileSystemLoader(FIGURES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOTHING = "-"
+DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)  # what bad data raises
 FIXED = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None},
          "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
 
@@ -39,19 +42,22 @@ def figure(name: str, title: str) -> Callable:
                 matplotlib.rcdefaults()  # a user's own settings must not change a byte
                 matplotlib.rcParams.update(LOOK)
                 try:
-                    made, alt, rows = build(run)
-                except (NotRun, AttributeError, IndexError, KeyError, TypeError, ValueError) as reason:
-                    why = str(reason) if isinstance(reason, NotRun) else f"its data is damaged ({reason!r})"
-                    made, alt, rows = _not_run(title, why)
-                alt = f"{title}. {alt}" + (f" {SMOKE}" if run.smoke else "")
-                if run.smoke:
-                    made.text(0.5, 0.0, SMOKE, ha="center", va="top", fontsize=8, color=RED)
-                return _save(made, Path(out), name, alt, rows)
+                    return _finish(run, Path(out), name, title, *build(run))
+                except (NotRun, UserError, *DAMAGED) as reason:
+                    plain = isinstance(reason, (NotRun, UserError))
+                    why = str(reason) if plain else f"its data is damaged ({reason!r})"
+                    return _finish(run, Path(out), name, title, *_not_run(title, why))
 
         draw.title = title
         return draw
 
     return decorate
+
+
+def _finish(run: Run, out: Path, name: str, title: str, made: Figure, alt: str, rows: Sequence[dict]) -> list[Path]:
+    if run.smoke:
+        made.text(0.5, 0.0, SMOKE, ha="center", va="top", fontsize=8, color=RED)
+    return _save(made, out, name, f"{title}. {alt}" + (f" {SMOKE}" if run.smoke else ""), rows)
 
 
 def _not_run(title: str, why: str) -> tuple[Figure, str, list[dict]]:
@@ -150,7 +156,15 @@ def table(build: Callable[[Run], Table]) -> Callable[[Path, Path], list[Path]]:
     def draw(data: Path, out: Path) -> list[Path]:
         return draw.table(data).write(Path(out))
 
-    draw.table = lambda data: build(Run(Path(data)))
+    def made(data: Path) -> Table:
+        try:
+            return build(Run(Path(data)))
+        except (UserError, *DAMAGED) as error:
+            title = (build.__doc__ or "").split(".")[0]
+            why = str(error) if isinstance(error, UserError) else f"its data is damaged ({error!r})"
+            return Table(sys.modules[build.__module__].__name__, title, ["", "why"], [[NOT_RUN, why]])
+
+    draw.table = made
     return draw
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 import drawings
 import stages
 import style
-from mmduet2kit.report import tables
+import tables
 
 METRICS = [("reply_turns", "reply turns"), ("pauc", "PAUC"), ("duplicate", "duplicates, percent")]
 

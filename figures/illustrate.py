@@ -5,6 +5,7 @@ It is report code: `figure3` is the one place outside evaluation that opens the 
 
 import io
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -15,7 +16,7 @@ from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, sentence
 from mmduet2kit.dialogue import NO_REPLY, Dialogue
 from mmduet2kit.files import read_json, write_atomic, write_json
 from mmduet2kit.profile import Profile
-from mmduet2kit.score import MemoJudge, best_blind_score, get_judge
+from mmduet2kit.score import Judge, MemoJudge, get_judge
 
 IMMEDIATE_S = 0.5  # a gold span shorter than this is an immediate answer (upstream evaluator)
 
@@ -25,6 +26,19 @@ def sentences() -> tuple[list[str], list[str]]:
     things = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     captions = [sentence(*thing, motion) for thing in things for motion in MOTIONS]
     return captions, [f"A {colour} {shape}." for colour, shape in things]
+
+
+def best_blind_score(golds: Sequence[str], candidates: Iterable[str], judge: Judge, max_score: float = 4) -> float:
+    """Mean score over `golds` of the best single text among `candidates`: what guessing would earn.
+
+    At max_score 4 it must stay under PAUC's initial 0.5, or a blind answer would look like an early one.
+    A judge's None counts as 0. Raises ValueError without golds or candidates.
+    """
+    candidates = set(candidates)
+    if not (golds and candidates):
+        raise ValueError("guessing is measured on at least one gold answer and one candidate")
+    earned = (sum(judge.correctness("", gold, text, max_score) or 0.0 for gold in golds) for text in candidates)
+    return max(earned) / len(golds)
 
 
 def dataset_json(profile: Profile, dataset: Dataset) -> dict:

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 
 import drawings
 import style
-from mmduet2kit.report import tables
+import tables
 
 
 @drawings.figure(

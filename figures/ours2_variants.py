@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 import drawings
 import style
-from mmduet2kit.report import tables
+import tables
 
 TERMS = ("pauc", "rep", "in_span", "pfx")
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 import claims
 from mmduet2kit.files import read_json, write_atomic
 from mmduet2kit.report import scripts
-from mmduet2kit.report.tables import SMOKE, TEMPLATES, Run
+from tables import SMOKE, TEMPLATES, Run
 
 
 def write_report(run_dir: Path | str) -> Path:

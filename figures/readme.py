@@ -17,7 +17,7 @@ from pathlib import Path
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, read_json, write_atomic, write_csv, write_json
 from mmduet2kit.report import redraw
-from mmduet2kit.report.tables import STUDY, Run, figure_of
+from tables import STUDY, Run, figure_of
 
 ROOT = Path(__file__).parents[1]
 DATA, DRAWN = STUDY, ROOT / "figures" / "drawn"

@@ -1,7 +1,7 @@
 """Table 1: the dataset, by kind of video."""
 
 import drawings
-from mmduet2kit.report import tables
+import tables
 
 
 @drawings.table

@@ -1,7 +1,7 @@
 """Table 2: proactive question answering, PAUC and duplicates by domain, and what only the kit can measure."""
 
 import drawings
-from mmduet2kit.report import tables
+import tables
 
 DOMAINS = ("WEB", "EGO", "TV", "VAD")
 LINES = [

@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return module.run(parser.parse_args(argv[1:])) or 0
     except UserError as error:
         reason = str(error)
+    except (OSError, RecursionError, UnicodeError) as error:
+        place = getattr(error, "filename", None) or "its input"
+        reason = f"{place}: {getattr(error, 'strerror', None) or error}. Mend that, and start again."
     except ModuleNotFoundError as error:
         reason = f"it needs {error.name}, which is not installed here: ./run_all.sh installs what there is."
     print(f"mmduet2 {name}: {reason}", file=sys.stderr)
@@ -62,14 +65,13 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     """`mmduet2 figures`: redraw every figure and table from results files; nothing is trained again."""
     from .profile import load_profile
-    from .report import redraw
-    from .report.tables import STUDY
+    from .report import STUDY, redraw
 
     data, out = args.data or STUDY, args.out or Path("figures/out")
     if args.profile:
         profile = load_profile(args.profile)
         data, out = profile.results, args.out or profile.run_dir / "figures"
-    if not data.is_dir() or not any(data.iterdir()):
+    if not any(data.glob("*.csv")):
         raise UserError(f"{data} holds no results: run a profile first (./run_all.sh), then give --profile.")
     redraw(data, out)
     print(f"Drawn from {data} into {out}")

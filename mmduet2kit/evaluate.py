@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from .corpus.dialogues import from_benchmark
 from .corpus.films import load_scenes
 from .corpus.world import facts
 from .dialogue import NO_REPLY, Dialogue
-from .files import read_json, write_csv, write_json, write_jsonl
+from .errors import UserError
+from .files import read_json, sha256_file, write_csv, write_json, write_jsonl
 from .model import load
-from .profile import Profile, add_profile_arguments, load_profile
+from .profile import Profile, add_profile_arguments, load_profile, positive
 from .score import MemoJudge, get_judge, score_question, totals
 from .score.streamingbench import all_rules
 from .stream import Greedy, Stream, run as play
@@ -167,7 +169,10 @@ def to_prediction(watched: Watched) -> dict:
 def load_head(folder: Path, hidden: int) -> torch.nn.Linear:
     """The threshold model's head."""
     head = torch.nn.Linear(hidden, 1)
-    head.load_state_dict(torch.load(folder / HEAD, weights_only=True))
+    try:
+        head.load_state_dict(torch.load(folder / HEAD, weights_only=True))
+    except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
+        raise UserError(f"{folder / HEAD} is no threshold model's head ({str(error).splitlines()[0]}): train it anew.") from None
     return head
 
 
@@ -203,18 +208,30 @@ def run(args) -> None:
     """`mmduet2 evaluate`: results/eval/<model>-seed<k>.json and the predictions in the upstream schema beside it."""
     profile, seed = load_profile(args.profile), args.seed
     dataset, folder = Dataset(profile.data), profile.model_dir(args.model, args.seed)
+    domains, extras = dict.fromkeys(args.domains.split(",")), set(filter(None, args.extras.split(",")))
+    tests, stored = {record["domain"] for record in dataset.benchmark("test")}, min(profile.video.intervals)
+    if unknown := (set(domains) - tests) or extras - {"offline", "po", "speed"}:
+        known = f"domains are {', '.join(sorted(tests))}; extras offline, po, speed"
+        raise UserError(f"There is no {min(unknown)!r} to evaluate: {known}.")
+    try:
+        intervals = [positive(text) for text in (args.intervals or str(profile.video.test_interval)).split(",")]
+        if any(abs(interval / stored - round(interval / stored)) > 1e-6 for interval in intervals):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--intervals {args.intervals!r}: give multiples of {stored:g} s, by commas.") from None
     model, processor = load(folder, profile.model.dtype, profile.model.attention)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     evaluator = Evaluator(profile, dataset, model, processor)
-    out = {"model": args.model, "seed": seed, "proactive": []}
+    weights = [dataset.key, *(sha256_file(path) for kind in ("*.safetensors", "*.pt") for path in sorted(folder.glob(kind)))]
+    out = {"model": args.model, "seed": seed, "weights": weights, "proactive": []}
     if args.model == "threshold":
         evaluator.head = load_head(folder, model.config.text_config.hidden_size).to(model.device)
         evaluator.threshold = choose_threshold(evaluator, profile.results / f"threshold_sweep_seed{seed}.csv", seed)
         out["threshold"] = evaluator.threshold
     onsets = load_onsets(dataset.folder)
     place = profile.results / "eval"
-    for interval in map(float, (args.intervals or str(profile.video.test_interval)).split(",")):
-        for domain in args.domains.split(","):
+    for interval in intervals:
+        for domain in domains:
             watched = evaluator.watch(evaluator.records("test", domain), interval)
             rows = evaluator.score(watched, onsets)
             found = pooled(rows, profile.evaluate.reply_every_turn_budget)
@@ -223,11 +240,16 @@ def run(args) -> None:
             name = f"{args.model}-seed{seed}-{domain}-{interval:g}s.jsonl"
             write_jsonl(place / "predictions" / name, map(to_prediction, watched))
             print(f"evaluated {domain} at {interval:g} s: PAUC {found['pauc']:.1f}, {found['reply_turns']:.1f} replies")
-    if "offline" in args.extras:
+    if "offline" in extras:
         out["offline"] = evaluator.offline("test")
-    if "po" in args.extras:
+    if "po" in extras:
         out["po"] = evaluator.proactive_output(onsets)
-    if "speed" in args.extras:
+    if "speed" in extras:
         records = evaluator.records("test", "WEB", profile.evaluate.speed_videos)
         out["speed"] = evaluator.wall_time(records, profile.video.test_interval)
-    write_json(place / f"{args.model}-seed{seed}.json", out)
+    file = place / f"{args.model}-seed{seed}.json"
+    if file.exists() and (before := read_json(file)).get("weights") == out["weights"]:  # what was not measured now stays
+        new = {(part["domain"], part["interval"]) for part in out["proactive"]}
+        out["proactive"] += [part for part in before["proactive"] if (part["domain"], part["interval"]) not in new]
+        out = before | out
+    write_json(file, out)

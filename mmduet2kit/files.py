@@ -11,13 +11,17 @@ from pathlib import Path
 
 from .errors import UserError
 
+STAMP = "made_for.txt"
+
 
 def write_atomic(path: Path | str, data: str | bytes) -> Path:
     """Write `data` to `path` through a temporary file in the same folder, then rename it into place."""
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no ordinary file, and is not written over: give another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data.encode() if isinstance(data, str) else data)
+    partial.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
     os.replace(partial, path)
     return path
 
@@ -29,7 +33,7 @@ def write_json(path: Path | str, value) -> Path:
 
 def _text(path: Path | str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: check the name, or run the stage that makes it.") from None
     except UnicodeDecodeError as error:
@@ -39,7 +43,7 @@ def _text(path: Path | str) -> str:
 def _parsed(text: str, where: str):
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON ({error}): mend it or make it anew.") from None
 
 
@@ -55,7 +59,7 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping]) -> Path:
 
 def read_jsonl(path: Path | str) -> list[dict]:
     """Read one JSON object a line; a broken line raises UserError naming it."""
-    lines = enumerate(_text(path).splitlines(), start=1)
+    lines = enumerate(_text(path).split("\n"), start=1)  # JSON may hold other ends of lines
     return [_parsed(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
@@ -70,21 +74,31 @@ def write_csv(path: Path | str, rows: Sequence[Mapping], columns: Sequence[str] 
 
 
 def read_csv(path: Path | str) -> list[dict[str, str]]:
-    """Read a CSV file with a header; values stay text. A missing file raises UserError."""
-    return list(csv.DictReader(io.StringIO(_text(path), newline="")))
+    """Read a CSV file with a header; values stay text. A missing or broken file raises UserError."""
+    try:
+        return list(csv.DictReader(io.StringIO(_text(path), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path} is not a valid CSV file ({error}): make it anew.") from None
 
 
 def made_for(folder: Path | str, key: str) -> Path:
     """Empty `folder` unless it was made for the same `key` (a digest of all that it is made from); returns it.
 
     So a killed job goes on where it stopped, and one whose profile or input changed begins anew instead of mixing the two.
+    A folder with something in it and no stamp is not the kit's: UserError.
     """
     folder = Path(folder)
-    stamp = folder / "made_for.txt"
-    if not stamp.exists() or stamp.read_text() != key:
+    if not is_made_for(folder, key):
+        if folder.is_dir() and not (folder / STAMP).exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
+            raise UserError(f"{folder} was not made by this command: move it away, it would be emptied.")
         shutil.rmtree(folder, ignore_errors=True)
-        write_atomic(stamp, key)
+        write_atomic(folder / STAMP, key)
     return folder
+
+
+def is_made_for(folder: Path, key: str) -> bool:
+    """Was the folder made for this key (see `made_for`)?"""
+    return (folder / STAMP).is_file() and (folder / STAMP).read_bytes() == key.encode()
 
 
 def sha256_file(path: Path | str) -> str:

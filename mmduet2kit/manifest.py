@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from . import __version__
+from .errors import UserError
+from .files import read_json
 from .profile import load_profile
 
 DISK_GB = 5  # the environment takes 2 GB, and a run's videos and checkpoints
@@ -37,6 +39,16 @@ def _said(command: str) -> str:
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def attempts(path: Path) -> dict[str, list[dict]]:
+    """The attempts that a manifest holds, by stage; UserError when it is damaged."""
+    found = read_json(path)
+    stages = found.get("stages") if isinstance(found, dict) else None
+    tries = list(stages.values()) if isinstance(stages, dict) else [None]
+    if not all(isinstance(one, list) and all(isinstance(attempt, dict) for attempt in one) for one in tries):
+        raise UserError(f"{path} is damaged: delete it, and the record of minutes and attempts begins anew.")
+    return stages
 
 
 def set_up_minutes() -> float | None:

@@ -1,6 +1,6 @@
 """Qwen2.5-VL of any size, its processor and tokenizer, as ordinary Hugging Face folders."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -85,16 +85,31 @@ def save(model, processor, folder: Path | str) -> Path:
     return folder
 
 
+def _loaded(what: str, folder: Path | str, get: Callable):
+    """get(), every failure of which is a UserError: what transformers raises for damaged files is of many kinds."""
+    if Path(folder).parts[:1] == ("runs",) and not Path(folder).is_dir():
+        raise UserError(f"There is no model in {folder} yet: make it first (notebook 03 or 05; mmduet2 base, sft, grpo).")
+    try:
+        return get()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"No {what} could be loaded from {folder} ({reason}): mend that folder or make it anew.") from None
+
+
 def load_model(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
     """The model of a Hugging Face folder or hub name; UserError when there is none."""
-    from transformers import Qwen2_5_VLForConditionalGeneration, logging
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, logging
 
     logging.disable_progress_bar()  # it fills logs, and in notebooks it leaves widgets behind
-    try:
-        kind = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    kind = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+
+    def get():
+        config = Qwen2_5_VLConfig.get_config_dict(folder)[0]  # without one, transformers would build its default: billions
+        if config.get("model_type") != "qwen2_5_vl" or "vision_config" not in config:
+            raise ValueError("its config.json is not a Qwen2.5-VL's")
         return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **kind)
-    except OSError as error:
-        raise UserError(f"No model could be loaded from {folder} ({str(error).splitlines()[0]}).") from None
+
+    return _loaded("model", folder, get)
 
 
 def load(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
@@ -106,10 +121,13 @@ def load_processor(folder: Path | str):
     """The processor (tokenizer, image processor, chat template) of a Hugging Face folder or hub name."""
     from transformers import AutoProcessor
 
-    try:
-        return AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"No processor could be loaded from {folder} ({str(error).splitlines()[0]}).") from None
+    def get():
+        processor = AutoProcessor.from_pretrained(folder)
+        if processor.tokenizer.decode(processor.tokenizer.encode("NO REPLY<|im_end|>")) != "NO REPLY<|im_end|>":
+            raise ValueError("its tokenizer cannot write NO REPLY and the end of a turn: is tokenizer.json there?")
+        return processor
+
+    return _loaded("processor", folder, get)
 
 
 def freeze_vision(model) -> None:

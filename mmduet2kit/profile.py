@@ -5,10 +5,10 @@ A profile may extend another (`extends: tiny`) and then states only what differs
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import UserError
 from .files import sha256_text
@@ -16,129 +16,157 @@ from .files import sha256_text
 FOLDER = Path(__file__).parent / "profiles"
 
 
+def rising(pair):
+    """A pair in order, for pydantic."""
+    if pair[0] > pair[1]:
+        raise ValueError("the first must not be larger than the second")
+    return pair
+
+
+Whole, Count = Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]
+Amount, Size, Share = Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0, le=1)]
+Wholes, Counts, Amounts, Sizes, Shares = (
+    Annotated[tuple[kind, kind], AfterValidator(rising)] for kind in (Whole, Count, Amount, Size, Share)
+)
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _divides(self):
+        batch = self.prompts * self.group if isinstance(self, RL) else self.batch if isinstance(self, Fit) else 0
+        if batch and batch % self.micro_batch:
+            raise ValueError(f"a step of {batch} samples is no multiple of micro_batch {self.micro_batch}")
+        return self
 
 
 class DomainSpec(_Section):
     """One domain of the procedural world; lengths in seconds."""
 
-    length: float  # mean video length
-    scene: tuple[float, float]  # shortest and longest scene
-    gap: tuple[float, float]  # shortest and longest pause between scenes
-    onset: tuple[float, float]  # hidden onset, as a share of the scene
-    scenes: tuple[int, int] | None = None  # fixed number of scenes (VAD), else as many as fit
+    length: Size  # mean video length
+    scene: Sizes  # shortest and longest scene
+    gap: Amounts  # shortest and longest pause between scenes
+    onset: Shares  # hidden onset, as a share of the scene
+    scenes: Wholes | None = None  # fixed number of scenes (VAD), else as many as fit
 
 
 class World(_Section):
-    seed: int
-    fps: int
-    side: int  # pixels, square pictures
-    noise: float  # standard deviation of the sensor noise, grey levels of 255
-    distractors: tuple[int, int]
+    seed: Whole
+    fps: Count
+    side: Annotated[int, Field(ge=28, multiple_of=2)]  # pixels, square pictures
+    noise: Amount  # standard deviation of the sensor noise, grey levels of 255
+    distractors: Wholes
     domains: dict[str, DomainSpec]  # train_web, train_ego, WEB, EGO, TV, VAD, PO
-    shrink: dict[str, float]  # by which the benchmark's lengths were divided, stated in the report
-    counts: dict[str, dict[str, int]]  # split -> domain -> videos
+    shrink: dict[str, Size]  # by which the benchmark's lengths were divided, stated in the report
+    counts: dict[str, dict[str, Whole]]  # split -> domain -> videos
+
+    @model_validator(mode="after")
+    def _known(self):
+        if unknown := {domain for split in self.counts.values() for domain in split} - set(self.domains):
+            raise ValueError(f"counts names {min(unknown)!r}, which is none of the domains")
+        return self
 
 
 class Video(_Section):
-    train_interval: float  # seconds between frames in SFT and RL
-    test_interval: float
-    train_frames_per_turn: int
-    test_frames_per_turn: dict[str, int]
-    visual_tokens: int  # at most, a frame
+    train_interval: Size  # seconds between frames in SFT and RL
+    test_interval: Size
+    train_frames_per_turn: Count
+    test_frames_per_turn: dict[str, Count]
+    visual_tokens: Count  # at most, a frame
+    intervals = property(lambda self: (self.train_interval, self.test_interval))
 
 
 class Dialogue(_Section):
-    nqna_share: float
-    text_question_share: float  # questions as a text-only turn (benchmark files) instead of after frames (Figure 2)
-    single_frame_share: float  # dialogues with one frame a turn
-    offline_share: float  # offline samples among the SFT samples
-    questions: tuple[int, int]
+    nqna_share: Share
+    text_question_share: Share  # questions as a text-only turn (benchmark files) instead of after frames (Figure 2)
+    single_frame_share: Share  # dialogues with one frame a turn
+    offline_share: Annotated[float, Field(ge=0, lt=1)]  # offline samples among the SFT samples
+    questions: Counts
 
 
 class Model(_Section):
     path: str | None  # a Hugging Face folder or name; None: made and trained here
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
-    hidden: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    intermediate: int | None = None
-    vision_hidden: int | None = None
-    vision_layers: int | None = None
-    vision_heads: int | None = None
-    vision_intermediate: int | None = None
-    vocabulary: int | None = None
-    init_range: float | None = None
+    hidden: Count | None = None
+    layers: Count | None = None
+    heads: Count | None = None
+    kv_heads: Count | None = None
+    head_dim: Count | None = None
+    intermediate: Count | None = None
+    vision_hidden: Count | None = None
+    vision_layers: Count | None = None
+    vision_heads: Count | None = None
+    vision_intermediate: Count | None = None
+    vocabulary: Count | None = None
+    init_range: Size | None = None
 
 
 class Fit(_Section):
     """A supervised stage."""
 
-    steps: int
-    batch: int
-    micro_batch: int
-    lr: float
-    warmup: float
-    weight_decay: float
-    save_steps: int
+    steps: Count
+    batch: Count
+    micro_batch: Count
+    lr: Size
+    warmup: Share
+    weight_decay: Amount
+    save_steps: Count
     freeze_vision: bool
-    no_reply_weight: float
-    jitter: float  # augmentation of the frames: light, noise, place; 0 to 1
+    no_reply_weight: Amount
+    jitter: Share  # augmentation of the frames: light, noise, place; 0 to 1
 
 
 class RL(_Section):
-    steps: int
-    prompts: int  # dialogues a step
-    group: int  # rollouts a dialogue
-    micro_batch: int
-    lr: float
-    warmup: float
-    temperature: float
-    top_k: int
-    max_new_tokens: int  # a turn
-    segment_turns: tuple[int, int]
+    steps: Count
+    prompts: Count  # dialogues a step
+    group: Annotated[int, Field(ge=2)]  # rollouts a dialogue
+    micro_batch: Count
+    lr: Size
+    warmup: Share
+    temperature: Size
+    top_k: Whole
+    max_new_tokens: Count  # a turn
+    segment_turns: Counts
     loss: Literal["dapo", "bnpo", "grpo"]
-    beta: float
-    clip: float
-    max_grad_norm: float
+    beta: Amount
+    clip: Size
+    max_grad_norm: Size
     variant: Literal["paper", "upstream"]
-    weights: tuple[float, float, float, float]
-    prefix_chars: int
-    save_steps: int
-    eval_steps: int
+    weights: tuple[Amount, Amount, Amount, Amount]
+    prefix_chars: Count
+    save_steps: Count
+    eval_steps: Count
     freeze_vision: bool
 
 
 class Evaluate(_Section):
-    batch: int
-    max_new_tokens: int
-    dev_videos: int  # a domain, for Figure 5's curves
-    reply_every_turn_budget: float  # share of turns with a reply above which a run is FAIL (Table 6)
-    po_window: float
-    speed_videos: int
-    thresholds: int  # of the baseline, tried on the development videos: evenly between 0 and 1
+    batch: Count
+    max_new_tokens: Count
+    dev_videos: Count  # a domain, for Figure 5's curves
+    reply_every_turn_budget: Share  # share of turns with a reply above which a run is FAIL (Table 6)
+    po_window: Size
+    speed_videos: Count
+    thresholds: Count  # of the baseline, tried on the development videos: evenly between 0 and 1
 
 
 class Ablation(_Section):
-    rl_steps: int
-    sft_steps: int
+    rl_steps: Count
+    sft_steps: Count
     arms: list[str]
 
 
 class Profile(_Section):
     """All numbers of a run; see `profiles/tiny.yaml` for each one's source."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]  # of the folder runs/<name>
     extends: str | None = None
     purpose: str
     meaningful: bool  # False: the numbers mean nothing (smoke)
-    seeds: list[int]
-    parallel: int  # jobs side by side
-    stage_timeout_s: int
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+    parallel: Count  # jobs side by side
+    stage_timeout_s: Count
     world: World
     video: Video
     dialogue: Dialogue
@@ -172,30 +200,55 @@ def _merge(base, over):
     return base | {key: _merge(base.get(key), value) for key, value in over.items()}
 
 
-def _raw(name: str) -> dict:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-        raise UserError(f"There is no profile '{name}': give one of {known}, or the path of a YAML file.")
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML itself takes the last one and says nothing."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        if len(set(map(str, keys))) < len(keys):
+            raise yaml.YAMLError(f"a key stands twice in the mapping from line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def _raw(name: str, inside: Path = Path(), seen: tuple[Path, ...] = ()) -> dict:
+    known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    path = inside / name if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file() or path.parent == FOLDER and name not in known:
+        raise UserError(f"There is no profile '{name}': give one of {', '.join(known)}, or the path of a YAML file.")
+    if path.resolve() in seen:
+        raise UserError(f"{path} extends itself, perhaps by way of others: name another profile.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}): mend it.") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no profile: it must be a YAML mapping.")
-    parent = raw.get("extends")
-    if parent == path.stem:
-        raise UserError(f"{path} extends itself: name another profile.")
-    if parent and raw.get("name") in (None, parent):
-        raise UserError(f"{path} has no name of its own, and would write over runs/{parent}: add a line `name: mine`.")
-    return _merge(_raw(str(parent)), raw) if parent else raw
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise UserError(f"{path} holds no profile: it must be a YAML mapping of names to values.")
+    parent = _raw(str(raw["extends"]), path.parent, (*seen, path.resolve())) if raw.get("extends") else {}
+    taken = {parent.get("name"), *(() if path.parent == FOLDER else known)}
+    if raw.get("name", parent.get("name")) in taken:
+        raise UserError(f"{path} has no name of its own, and would write over another's run: add a line `name: mine`.")
+    return _merge(parent, raw)
 
 
-def add_profile_arguments(parser, seed: bool = True) -> None:
+def positive(text: str) -> float:
+    """An argument that must be a number above 0; argparse says so if it is none."""
+    if not 0 < float(text) < float("inf"):
+        raise ValueError(text)
+    return float(text)
+
+
+def seed(text: str) -> int:
+    """An argument that must be a whole number from 0."""
+    if not 0 <= int(text) < 2**31:
+        raise ValueError(text)
+    return int(text)
+
+
+def add_profile_arguments(parser, seeded: bool = True) -> None:
     """The arguments that every command shares."""
     parser.add_argument("--profile", default="tiny", help="name or path of a profile (default: tiny)")
-    if seed:
-        parser.add_argument("--seed", type=int, default=1, help="training seed (default: 1)")
+    if seeded:
+        parser.add_argument("--seed", type=seed, default=1, help="training seed, 0 or more (default: 1)")
 
 
 def load_profile(name: str = "tiny") -> Profile:

@@ -24,9 +24,9 @@ import psutil
 from . import plan
 from .errors import UserError
 from .files import read_json, write_atomic, write_json
-from .manifest import cores, describe
+from .manifest import attempts, cores, describe
 from .profile import load_profile
-from .report.tables import STUDY
+from .report import STUDY
 
 TAG = "MMDUET2_STAGE"  # environment variable: "<run folder>:<stage>"
 GRACE_S = 10.0  # from TERM to KILL: time for a training process to save a checkpoint
@@ -60,9 +60,9 @@ def run_stages(profile, *, notebooks: Path = Path("notebooks"), named: str | Non
     for stage in stages:
         plan.check_parameters(stage, given)
     numbers = [stage.name[:2] for stage in stages]
-    first = (start or only or numbers[0]).zfill(2)
-    if first not in numbers:
-        raise UserError(f"There is no notebook {first!r}: choose from {', '.join(numbers)}.")
+    wanted = next((name for name in (start, only) if name is not None), numbers[0])
+    if (first := wanted.zfill(2)) not in numbers:
+        raise UserError(f"There is no notebook {wanted!r}: choose from {', '.join(numbers)}.")
     chosen = stages[numbers.index(first):][:1 if only else None]
     there = {stage.name for stage in chosen} | set(plan.read_done(profile.run_dir, stages))
     for stage in chosen:
@@ -122,13 +122,12 @@ class _Run:
             signal.signal(number, lambda *_: self.stop.set())
         end_all(f"{self.dir}:")
         self.file = self.dir / "manifest.json"
-        self.attempts = read_json(self.file)["stages"] if self.file.exists() else {}
+        self.attempts = attempts(self.file) if self.file.exists() else {}
         self.manifest, self.took, self.usual = describe(self.profile) | {"stages": self.attempts}, {}, {}
         for path in (STUDY / "manifest.json", self.file):  # how long the stages took before, to tell what is left
             with suppress(UserError, KeyError):
-                before = read_json(path)
-                done = [(name, one["minutes"]) for name, tries in before["stages"].items()
-                        for one in tries if (before["profile"], one["status"]) == (self.profile.name, "done")]
+                done = [(name, one["minutes"]) for name, tries in attempts(path).items()
+                        for one in tries if (read_json(path)["profile"], one["status"]) == (self.profile.name, "done")]
                 self.usual |= dict(done)
 
     def _stage(self, stage: plan.Stage, parts: dict, done: dict) -> dict:

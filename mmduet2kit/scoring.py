@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .errors import UserError
 from .files import read_json, read_jsonl, write_json
+from .profile import positive, rising
 from .score import ASKED, FORMS, MemoJudge, get_judge, score_question, spoken, totals
 from .score.streamingbench import all_rules
 
@@ -23,20 +25,24 @@ class _Lenient(BaseModel):
     model_config = ConfigDict(coerce_numbers_to_str=True, extra="ignore", allow_inf_nan=False)
 
 
+Seconds = Annotated[float, Field(ge=0, le=1e7)]
+Span = Annotated[tuple[Seconds, Seconds], AfterValidator(rising)]
+
+
 class Said(_Lenient):
     """One turn: content at a time in s."""
 
     role: str
     content: str
-    time: float
+    time: Seconds
 
 
 class Answer(_Lenient):
     """One gold turn: content, reply span and related span in s."""
 
     content: str
-    reply_timespan: tuple[float, float]
-    related_timespan: tuple[float, float] | None = None
+    reply_timespan: Span
+    related_timespan: Span | None = None
 
 
 class Record(_Lenient):
@@ -81,6 +87,7 @@ def _flat(rows: list) -> list:
     out = []
     for row in rows:
         asked = row.get("questions") if isinstance(row, dict) else None
+        asked = asked if isinstance(asked, list) and all(isinstance(question, dict) for question in asked) else None
         name = asked and Path(str(row.get("video_path"))).stem
         more = [{"question_id": f"{name}_{place}", "conversation": [], "answer": []} for place in range(len(asked or ()))]
         out += [{**question, **own} for question, own in zip(asked, more)] if asked else [row]
@@ -94,9 +101,6 @@ def read_annotations(paths: Sequence[Path]) -> dict[str, Record]:
         for number, record in enumerate(_valid(Record, read_json(path), path, "record"), start=1):
             if record.question_id in found:
                 raise UserError(f"{path}, record {number}: the question {record.question_id!r} is there twice.")
-            for answer in record.answer:
-                if answer.reply_timespan[0] > answer.reply_timespan[1]:
-                    raise UserError(f"{path}, record {number}: the reply span {answer.reply_timespan} ends before it starts.")
             record.domain = record.domain or path.stem
             found[record.question_id] = record
     if not found:
@@ -134,10 +138,13 @@ def summarise(rows: Sequence[dict], seed: int = 0) -> dict:
     """PAUC and duplicates in percent with 95 percent intervals (questions drawn with replacement), and counts."""
     table = {key: np.array([row[key] for row in rows], float) for key in rows[0] if key not in ("question_id", "domain", "form")}
     count = len(rows)
-    drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=RESAMPLES).astype(float)
+    rng, size = np.random.default_rng(seed), max(1, min(RESAMPLES, 4_000_000 // count))  # in parts: 20,000 questions are many
+    parts = [min(size, RESAMPLES - at) for at in range(0, RESAMPLES, size)]
+    columns = np.stack([table[name] for name in ("pauc_sum", "spans", "dup_sum", "dup_spans")], axis=1)
+    drawn = np.concatenate([rng.multinomial(count, [1 / count] * count, size=part) @ columns for part in parts])
     out: dict = {"questions": count, "spans": int(table["spans"].sum())}
-    for name, top, bottom in (("pauc", "pauc_sum", "spans"), ("duplicate", "dup_sum", "dup_spans")):
-        above, under = drawn @ table[top], drawn @ table[bottom]
+    for k, (name, top, bottom) in enumerate((("pauc", "pauc_sum", "spans"), ("duplicate", "dup_sum", "dup_spans"))):
+        above, under = drawn[:, 2 * k], drawn[:, 2 * k + 1]
         usable = under > 0
         out[name] = 100 * table[top].sum() / table[bottom].sum() if table[bottom].sum() else None
         many = 100 * above[usable] / under[usable]
@@ -174,12 +181,15 @@ def add_arguments(parser) -> None:
     parser.add_argument("--asked", choices=ASKED, default="last", help="which question the judge sees (default: last)")
     parser.add_argument("--cache", type=Path, default=Path("judge_cache.sqlite"), help="the LLM judge's answers")
     parser.add_argument("--proactive-output", action="store_true", help="StreamingBench's rules instead, no judge")
-    parser.add_argument("--window", type=float, default=2.0, help="their tolerance in s (default: 2)")
+    parser.add_argument("--window", type=positive, default=2.0, help="their tolerance in s (default: 2)")
     parser.add_argument("--json", type=Path, help="write everything here too")
 
 
 def run(args) -> None:
     """`mmduet2 score`: a table, and JSON on request."""
+    inputs = {path.resolve() for path in (*args.annotations, *args.predictions)}
+    if args.json and (not args.json.parent.is_dir() or args.json.resolve() in inputs):
+        raise UserError(f"--json {args.json} is an input, or in a folder that is not there: give another name.")
     records, (said, repeated) = read_annotations(args.annotations), read_predictions(args.predictions)
     missing, unknown = sorted(records.keys() - said.keys()), sorted(said.keys() - records.keys())
     if len(missing) == len(records):
@@ -209,6 +219,8 @@ def run(args) -> None:
             _print(f"form {form}, judge {name}, question shown: {args.asked}", out["forms"][form])
         counts: Counter = getattr(judge, "counts", Counter())
         out["judge_counts"] = dict(counts)
+        if counts and counts["asked"] and counts["asked"] == counts["failed"] and not counts["from_cache"]:
+            raise UserError(f"the judge gave no answer to any of {counts['asked']} questions: is {judge.url} right, and up?")
         if counts:
             print("judge: " + ", ".join(f"{key} {value}" for key, value in sorted(counts.items())))
     for what, ids in (("questions without a prediction (scored as silence)", missing), ("predictions of no question", unknown)):

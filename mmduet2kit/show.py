@@ -21,7 +21,7 @@ from .dialogue import NO_REPLY, Dialogue
 from .files import read_csv
 from .manifest import versions
 from .profile import Profile, load_profile
-from .report.tables import SMOKE, TEMPLATES
+from .report import SMOKE, TEMPLATES
 from .score import Reward, pauc
 
 import style  # isort: skip - figures/style.py: where figures/ is, `report` knows

@@ -11,7 +11,7 @@ import stages
 
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, write_csv
-from mmduet2kit.report.tables import Run
+from tables import Run
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from results import Tables
 
 from mmduet2kit import evaluate
 from mmduet2kit.corpus.dialogues import benchmark_record, from_benchmark
@@ -11,7 +12,6 @@ from mmduet2kit.corpus.films import annotate
 from mmduet2kit.corpus.world import plan
 from mmduet2kit.files import read_csv, write_json
 from mmduet2kit.profile import load_profile
-from mmduet2kit.results import Tables
 
 PROFILE = load_profile("tiny")
 
@@ -108,6 +108,7 @@ def test_a_base_model_that_the_profile_names_is_used(monkeypatch):
     model = PROFILE.model.model_copy(update={"path": "somewhere/base-3B"})
     named, asked = PROFILE.model_copy(update={"model": model}), []
     monkeypatch.setattr(evaluate, "load_profile", lambda name: named)
+    monkeypatch.setattr(evaluate, "Dataset", lambda folder: SimpleNamespace(benchmark=lambda split: [{"domain": "WEB"}]))
     monkeypatch.setattr(evaluate, "load", lambda folder, *_: asked.append(str(folder)) or 1 / 0)
     for name in ("base", "sft"):
         with pytest.raises(ZeroDivisionError):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mmduet2kit.files import read_csv, write_csv
-from mmduet2kit.report import redraw, scripts, tables
+import tables
+from mmduet2kit.report import redraw, scripts
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "figures").glob("*[0-9]_*.py"))

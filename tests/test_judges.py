@@ -4,9 +4,10 @@ import itertools
 import re
 
 import pytest
+from illustrate import best_blind_score
 
 from mmduet2kit.errors import UserError
-from mmduet2kit.score import ExactJudge, best_blind_score, get_judge
+from mmduet2kit.score import ExactJudge, get_judge
 
 COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "white", "cyan"]
 SHAPES = ["circle", "square", "triangle", "star", "cross", "ring"]

@@ -181,7 +181,7 @@ def test_smoke_profile_is_tiny_cut_down():
 
 def test_a_notebook_begins_with_its_profile_and_says_when_numbers_mean_nothing(capsys, monkeypatch):
     from mmduet2kit import show
-    from mmduet2kit.report.tables import SMOKE
+    from tables import SMOKE
 
     monkeypatch.chdir(".")
     for name in ("tiny", "smoke"):

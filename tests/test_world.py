@@ -5,13 +5,14 @@ import statistics
 
 import numpy as np
 import pytest
+from illustrate import best_blind_score
 
 from mmduet2kit.corpus import dialogues, films, questions, world
 from mmduet2kit.corpus.video import frames
 from mmduet2kit.dialogue import NO_REPLY, from_rl_row, to_rl_row
 from mmduet2kit.files import sha256_file
 from mmduet2kit.profile import load_profile
-from mmduet2kit.score import ExactJudge, best_blind_score
+from mmduet2kit.score import ExactJudge
 
 PROFILE = load_profile("tiny")
 SENTENCES = [world.sentence(c, s, m) for c in world.COLOURS for s in world.SHAPES for m in world.MOTIONS]

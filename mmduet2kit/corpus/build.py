@@ -5,10 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..dialogue import NO_REPLY, Dialogue, Segment, from_rl_row, from_sft_row, to_rl_row, to_sft_row
+from ..errors import UserError
 from ..files import made_for, read_json, read_jsonl, sha256_text, write_csv, write_json, write_jsonl
 from ..profile import Profile, add_profile_arguments, load_profile
 from ..progress import lines
@@ -33,22 +35,31 @@ class Dataset:
         """What this dataset was made from."""
         return (self.folder / "made_for.txt").read_text()
 
+    def _read(self, name: str, get: Callable[[Path], Any]):
+        """get(path), where a file that is damaged, or another interval's, is one sentence."""
+        try:
+            return get(self.folder / name)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, EOFError) as error:
+            raise UserError(f"{self.folder / name} is damaged ({error!r}): delete it and make the data anew.") from None
+
     def sft(self, interval: float) -> list[Dialogue]:
-        return [from_sft_row(row) for row in read_jsonl(self.folder / f"sft_{interval:g}s.jsonl")]
+        return self._read(f"sft_{interval:g}s.jsonl", lambda path: [from_sft_row(row) for row in read_jsonl(path)])
 
     def offline(self, split: str) -> list[Dialogue]:
-        return [from_sft_row(row) for row in read_jsonl(self.folder / f"offline_{split}.jsonl")]
+        return self._read(f"offline_{split}.jsonl", lambda path: [from_sft_row(row) for row in read_jsonl(path)])
 
     def rl(self, interval: float) -> list[Segment]:
-        return [from_rl_row(row) for row in read_jsonl(self.folder / f"rl_{interval:g}s.jsonl")]
+        return self._read(f"rl_{interval:g}s.jsonl", lambda path: [from_rl_row(row) for row in read_jsonl(path)])
 
     def benchmark(self, split: str) -> list[dict]:
-        return read_json(self.folder / f"{split}.json")
+        needed = ("question_id", "domain", "conversation", "answer")
+        return self._read(f"{split}.json", lambda path: [row for row in read_json(path) if [row[name] for name in needed]])
 
     @lru_cache(maxsize=4096)  # noqa: B019 - memory maps; a dataset lives as long as its process
     def _video(self, video: str) -> tuple[np.ndarray, float]:
         index = read_index(self.folder)
-        return np.load(self.folder / "frames" / index["videos"][video], mmap_mode="r"), index["interval"]
+        name = self._read("frames.json", lambda _: index["videos"][video])
+        return self._read(f"frames/{name}", lambda path: np.load(path, mmap_mode="r")), index["interval"]
 
     def frames(self, dialogue: Dialogue, indices: list[int] | None = None) -> np.ndarray:
         """The dialogue's frames (or these of them) in order: uint8 [N, H, W, 3]."""
@@ -72,7 +83,7 @@ def build(profile: Profile, folder: Path, progress: Callable[[str], Progress]) -
     source = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
     made_for(folder, sha256_text(json.dumps(sections | {"segment": profile.rl.segment_turns}, sort_keys=True) + source))
     make_films(profile, folder, profile.parallel, progress("filming"))
-    stored = min(profile.video.train_interval, profile.video.test_interval)
+    stored = min(profile.video.intervals)
     ledger = FilterLedger()
     scenes = {split: load_scenes(folder, split) for split in profile.world.counts}
     paths = [folder / record["video"] for records in scenes.values() for record in records]
@@ -82,7 +93,7 @@ def build(profile: Profile, folder: Path, progress: Callable[[str], Progress]) -
     index = {str(Path(path).relative_to(folder)): cache.name for path, cache in caches.items()}
     write_json(folder / "frames.json", {"interval": stored, "videos": index})
     usable = {split: [r for r in records if r["video"] in index] for split, records in scenes.items()}
-    for interval in sorted({profile.video.train_interval, profile.video.test_interval}):
+    for interval in sorted(set(profile.video.intervals)):
         _training(profile, folder, usable, interval, ledger)
     for split in profile.world.counts:
         rng, most = _rng(profile, f"offline-{split}"), {"base": 2, "sft": 12}.get(split, 1)
@@ -93,6 +104,9 @@ def build(profile: Profile, folder: Path, progress: Callable[[str], Progress]) -
         records = [benchmark_record(r, rng, KINDS.get(r["domain"], ("any",))) for r in usable[split] if r["scenes"]]
         write_json(folder / f"{split}.json", records)
     write_json(folder / "ledger.json", ledger.rows())
+    for row in ledger.rows():
+        if row["rule"] == "video decodes" and row["out"] < row["in"]:
+            print(f"{row['in'] - row['out']} videos were left out, see {folder / 'ledger.json'}; delete them to make them anew.")
     return Dataset(folder)
 
 
@@ -136,7 +150,7 @@ def table1(profile: Profile, dataset: Dataset, out: Path) -> list[dict]:
 
 
 def add_arguments(parser) -> None:
-    add_profile_arguments(parser, seed=False)
+    add_profile_arguments(parser, seeded=False)
 
 
 def run(args) -> None:

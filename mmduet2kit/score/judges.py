@@ -1,6 +1,6 @@
 """Judges: how correct a reply is, and whether it says anything new. One small interface, several answers."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Protocol
 
@@ -78,19 +78,6 @@ class MemoJudge:
     def covered(self, history: Sequence[str], text: str) -> bool | None:
         """As `Judge.covered`; `judge` gets the history as a tuple."""
         return self._covered(tuple(history), text)
-
-
-def best_blind_score(golds: Sequence[str], candidates: Iterable[str], judge: Judge, max_score: float = 4) -> float:
-    """Mean score over `golds` of the best single text among `candidates`: what guessing would earn.
-
-    At max_score 4 it must stay under PAUC's initial 0.5, or a blind answer would look like an early one.
-    A judge's None counts as 0. Raises ValueError without golds or candidates.
-    """
-    candidates = set(candidates)
-    if not (golds and candidates):
-        raise ValueError("guessing is measured on at least one gold answer and one candidate")
-    earned = (sum(judge.correctness("", gold, text, max_score) or 0.0 for gold in golds) for text in candidates)
-    return max(earned) / len(golds)
 
 
 def get_judge(name: str, **options) -> Judge:

@@ -32,6 +32,7 @@ def train_base(profile: Profile, dataset: Dataset, out: Path, seed: int) -> Path
     A profile that names a model (`model.path`) uses that instead, and nothing is trained here.
     """
     if profile.model.path:
+        load_processor(profile.model.path)
         return Path(profile.model.path)
     start = out.with_name(out.name + ".start")
     processor = processor_for(profile, dataset)

@@ -15,7 +15,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..chat import IGNORE, ChatEncoder
 from ..corpus.build import Dataset
 from ..dialogue import Dialogue
-from ..files import made_for, read_csv, sha256_file, sha256_text, write_csv
+from ..errors import UserError
+from ..files import is_made_for, made_for, read_csv, sha256_file, sha256_text, write_csv
 from ..model import freeze_vision, load_model, load_processor, pixels
 from ..profile import RL, Fit, Profile
 
@@ -157,6 +158,8 @@ def schedule(count: int, batch: int, steps: int, seed: int, lengths: list[int] |
     With `lengths`, samples of like length share a batch: a short offline sample beside a dialogue would be mostly padding.
     It is one long list so that a resumed run sees the samples of the first: trainers replay only the current epoch's order.
     """
+    if not count:
+        raise UserError("There is nothing to train on: the dataset holds no such sample. Make more videos, or make it anew.")
     rng, order = np.random.default_rng((seed, 11)), []
     while len(order) < steps * batch:
         epoch = rng.permutation(count)
@@ -178,17 +181,18 @@ def begin(
     """
     weights = [sha256_file(path) for path in sorted(Path(start).glob("*.safetensors"))]
     key = sha256_text(f"{weights or start} {dataset.key} {(fit, *more)!r} {seed}")
-    made_for(out, key)
-    partial = made_for(out.with_name(out.name + ".partial"), key)
-    if (out / "config.json").exists():
+    partial = out.with_name(out.name + ".partial")
+    if is_made_for(out, key) and (out / "config.json").exists():
         return None
-    checkpoint = get_last_checkpoint(str(partial)) if partial.is_dir() else None
+    checkpoint = get_last_checkpoint(str(partial)) if is_made_for(partial, key) else None
     # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
     # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
-    model = load_model(checkpoint or start, profile.model.dtype, profile.model.attention)
+    model, processor = load_model(checkpoint or start, profile.model.dtype, profile.model.attention), load_processor(start)
+    for folder in (out, partial):  # only now: what is there stays if there is nothing to begin from
+        made_for(folder, key)
     if fit.freeze_vision:
         freeze_vision(model)
-    return partial, checkpoint, model, load_processor(start)
+    return partial, checkpoint, model, processor
 
 
 def finish(trainer, checkpoint: str | None) -> None:

@@ -23,7 +23,7 @@ from ..corpus.build import Dataset
 from ..dialogue import Segment
 from ..files import read_csv, write_csv
 from ..model import load, pixels, save
-from ..profile import RL, Profile, add_profile_arguments, load_profile
+from ..profile import RL, Profile, add_profile_arguments, load_profile, positive
 from ..score import MemoJudge, get_judge
 from .common import Collator, CsvLog, arguments, begin, encoder_for, finish, schedule
 from .rollout import TERMS, judge_rollouts, roll_out, statistics
@@ -231,7 +231,7 @@ ARMS = {"no_pauc": 0, "no_rep": 1, "no_in_span": 2, "no_pfx": 3}  # Table 6: the
 def add_arguments(parser) -> None:
     add_profile_arguments(parser)
     parser.add_argument("--arm", choices=[*ARMS, "upstream"], help="a term left out (Table 6), or the released code's reward")
-    parser.add_argument("--interval", type=float, help="seconds between frames (default: the profile's)")
+    parser.add_argument("--interval", type=positive, help="seconds between frames (default: the profile's)")
 
 
 def run(args) -> None:

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from ..corpus.build import Dataset
 from ..dialogue import Dialogue
 from ..model import save
-from ..profile import Fit, Profile, add_profile_arguments, load_profile
+from ..profile import Fit, Profile, add_profile_arguments, load_profile, positive
 from .common import HEAD, Collator, CsvLog, arguments, begin, finish, schedule
 
 
@@ -91,7 +91,7 @@ def in_span(dialogue: Dialogue) -> list[int]:
 
 def add_arguments(parser) -> None:
     add_profile_arguments(parser)
-    parser.add_argument("--interval", type=float, help="seconds between frames (default: the profile's)")
+    parser.add_argument("--interval", type=positive, help="seconds between frames (default: the profile's)")
     parser.add_argument("--threshold", action="store_true", help="train the threshold baseline instead")
 
 
@@ -100,7 +100,7 @@ def run(args) -> None:
     profile = load_profile(args.profile)
     interval = args.interval or profile.video.train_interval
     arm = interval != profile.video.train_interval
-    name = "threshold" if args.threshold else f"sft-{interval:g}s" if arm else "sft"
+    name = ("threshold" if args.threshold else "sft") + (f"-{interval:g}s" if arm else "")
     fit = profile.sft.model_copy(update={"steps": profile.ablation.sft_steps} if arm else {})
     dataset = Dataset(profile.data)
     train(

@@ -1,6 +1,6 @@
 """Tables, figures, claims and the report page: pure functions of results files, by the scripts in figures/.
 
-From the import of this package on, the modules of figures/ can be imported by name.
+From the import of this module on, the modules of figures/ can be imported by name.
 """
 
 import importlib
@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from .tables import FIGURES
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+PAPER, STUDY = FIGURES / "data" / "paper", FIGURES / "data" / "study"  # the paper's numbers, the committed run's
+TEMPLATES = Environment(loader=FileSystemLoader([Path(__file__).parent, FIGURES]), autoescape=select_autoescape(["html"]),
+                        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+SMOKE = "Smoke profile: these numbers mean nothing; they show that the code runs. The paper's are left out."
 
 if str(FIGURES) not in sys.path:
     sys.path.append(str(FIGURES))

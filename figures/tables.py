@@ -5,18 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from mmduet2kit.errors import UserError
+from mmduet2kit.files import read_csv, read_json
+from mmduet2kit.report import FIGURES, PAPER, SMOKE, STUDY, TEMPLATES  # noqa: F401 - the scripts take them from here
+from mmduet2kit.score.duplicates import MIN_MULTI_SPANS
 
-from ..errors import UserError
-from ..files import read_csv, read_json
-from ..score.duplicates import MIN_MULTI_SPANS
-
-FIGURES = Path(__file__).resolve().parents[2] / "figures"
-PAPER, STUDY = FIGURES / "data" / "paper", FIGURES / "data" / "study"  # the paper's numbers, the committed run's
-TEMPLATES = Environment(loader=FileSystemLoader([Path(__file__).parent, FIGURES]), autoescape=select_autoescape(["html"]),
-                        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOT_RUN, FAIL = "NOT RUN", "FAIL"
-SMOKE = "Smoke profile: these numbers mean nothing; they show that the code runs. The paper's are left out."
 
 
 class NotRun(Exception):
@@ -33,7 +27,8 @@ class Run:
     def manifest(self) -> dict:
         for folder in (self.data, self.data.parent):
             if (folder / "manifest.json").is_file():
-                return read_json(folder / "manifest.json")
+                found = read_json(folder / "manifest.json")
+                return found if isinstance(found, dict) else {}
         return {}
 
     @property
@@ -43,7 +38,7 @@ class Run:
     @cached_property
     def smoke(self) -> bool:
         """True when the numbers mean nothing and may not stand beside the paper's."""
-        return self.profile == "smoke" or not self.manifest.get("settings", {}).get("meaningful", True)
+        return self.profile == "smoke" or not (self.manifest.get("settings") or {}).get("meaningful", True)
 
     def rows(self, name: str) -> list[dict[str, str]]:
         """Rows of a results CSV; none when it is missing."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from .files import read_csv, read_json, write_csv
-from .profile import Profile
+from mmduet2kit.files import read_csv, read_json, write_csv
+from mmduet2kit.profile import Profile
 
 DOMAINS = ("WEB", "EGO", "TV", "VAD")
 SUMS = "spans pauc_sum dup_spans dup_sum multi_spans reply_turns correct lucky latency_sum latency_n".split()
