@@ -1,5 +1,6 @@
 """Qwen2.5-VL of any size, its processor and tokenizer, as ordinary Hugging Face folders."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -78,10 +79,11 @@ def make_model(spec: Model, tokenizer, seed: int):
 
 
 def save(model, processor, folder: Path | str) -> Path:
-    """Write an ordinary Hugging Face folder: `from_pretrained` loads it."""
+    """Write an ordinary Hugging Face folder, which `from_pretrained` loads; of several ranks the first does it."""
     folder = Path(folder)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    if int(os.environ.get("RANK", 0)) == 0:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     return folder
 
 

@@ -1,6 +1,7 @@
 """Plain progress: a line now and then, with the time left; nothing that floods a log or a notebook."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -51,11 +52,13 @@ def side_by_side(work: Callable, items: Sequence, workers: int, progress: Callab
 def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | None = None) -> None:
     """Run `mmduet2 ... --profile P` as subprocesses: each chain's one after another, chains side by side.
 
-    profile: a name or path. parallel: how many chains at a time (default: what the profile says).
+    profile: a name or path. parallel: how many chains at a time (default: what the profile says). A training that has the
+    machine to itself is shared by that many processes with one core each: models this small gain little from threads.
 
     Training never runs inside a notebook's kernel: its memory (and a GPU's) returns when the subprocess ends. The first
     failure stops what has not begun and raises RuntimeError with the command's last lines.
     """
+    together = min(load_profile(profile).parallel, cores())
     parallel = parallel or load_profile(profile).parallel
     failed, lock = threading.Event(), threading.Lock()
     jobs = max(1, min(parallel, len(chains)))
@@ -66,18 +69,20 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
     def one(command: str) -> None:
         command, tail = [*command.split(), "--profile", profile], []
         name = " ".join(part for part in command[:-2] if not part.startswith("-"))
-        child = subprocess.Popen(
-            [sys.executable, "-m", "mmduet2kit", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=environment,
-        )
-        for line in child.stdout:
-            tail = [*tail[-30:], line.rstrip()]
-            if line.startswith(("step ", "filming", "decoding", "evaluated", "training")):
-                with lock:
-                    print(f"[{name}] {line.rstrip()}", flush=True)
-        if child.wait():
+        world = together if jobs == 1 and command[0] in ("base", "sft", "grpo") and "--threshold" not in command else 1
+        reader, writer = os.pipe()
+        children = [subprocess.Popen([sys.executable, "-m", "mmduet2kit", *command], stdout=writer, stderr=writer,
+                                     env=environment | _rank(rank, world, port)) for port in [_free_port()] for rank in range(world)]
+        os.close(writer)
+        with open(reader, errors="replace") as lines:
+            for line in lines:
+                tail = [*tail[-30:], line.rstrip()]
+                if line.startswith(("step ", "filming", "decoding", "evaluated", "training")):
+                    with lock:
+                        print(f"[{name}] {line.rstrip()}", flush=True)
+        if code := max((child.wait() for child in children), key=abs):
             failed.set()
-            raise RuntimeError(f"mmduet2 {' '.join(command)} ended with {child.returncode}:\n" + "\n".join(tail))
+            raise RuntimeError(f"mmduet2 {' '.join(command)} ended with {code}:\n" + "\n".join(tail))
 
     def all_of(chain: Sequence[str]) -> None:
         for command in chain:
@@ -87,3 +92,16 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
     with ThreadPoolExecutor(parallel) as pool:
         for future in [pool.submit(all_of, chain) for chain in chains]:
             future.result()
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def _rank(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torch.distributed reads of its place among `world` processes; nothing for one alone."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+             "OMP_NUM_THREADS": max(1, cores() // world)}  # fmt: skip
+    return {name: str(value) for name, value in place.items()} if world > 1 else {}

@@ -1,5 +1,6 @@
 """What the training stages share: the collator over the kit's one encoder, trainer settings, the CSV log, stopping on TERM."""
 
+import os
 import signal
 import sys
 import time
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -88,16 +91,30 @@ class Collator:
 
 
 def arguments(profile: Profile, fit: Fit | RL, batch: int, seed: int, out: Path) -> dict:
-    """Keyword arguments for TRL's configs, common to all stages: no reporting services, deterministic, resumable."""
+    """Keyword arguments for TRL's configs, common to all stages: no reporting services, deterministic, resumable.
+
+    Several ranks share a step's samples, whose number stays the same.
+    """
+    micro = min(fit.micro_batch, batch // ranks())
     return dict(
         output_dir=str(out), max_steps=fit.steps, seed=seed, data_seed=seed,
-        per_device_train_batch_size=fit.micro_batch, gradient_accumulation_steps=batch // fit.micro_batch,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=batch // ranks() // micro,
         learning_rate=fit.lr, warmup_steps=int(fit.warmup * fit.steps),
         save_steps=fit.save_steps, save_total_limit=1, save_only_model=False,
         bf16=profile.model.dtype == "bfloat16", use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False,
         remove_unused_columns=False, dataloader_pin_memory=False,
         logging_steps=1, report_to=[], disable_tqdm=True, log_level="error",
     )  # fmt: skip
+
+
+def ranks() -> int:
+    """Processes that train one model together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def from_all(items: list) -> list:
+    """The items of all ranks, in the order of the ranks; every rank must call it."""
+    return gather_object(items) if ranks() > 1 else items
 
 
 class CsvLog(TrainerCallback):
@@ -109,13 +126,13 @@ class CsvLog(TrainerCallback):
         self.started = self.last = self.spoken = time.monotonic()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.path.exists() and state.global_step:
+        if self.path.exists() and state.global_step and state.is_world_process_zero:
             self.rows = [row for row in read_csv(self.path) if int(row["step"]) <= state.global_step]
         self.started = self.last = self.spoken = time.monotonic()
         self.first = state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         now = time.monotonic()
         row = {"step": state.global_step} | {c: logs.get(key, "") for c, key in self.columns.items()}
@@ -148,6 +165,7 @@ class StopOnTerm(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.asked = any(from_all([self.asked]))  # all ranks stop after the same step
         if self.asked:
             control.should_save = control.should_training_stop = True
 
@@ -179,6 +197,11 @@ def begin(
 
     What was made there from other weights, data, settings (`fit`, `more`) or seed is thrown away.
     """
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # one rank empties folders, the others find them
+        return _begin(profile, fit, dataset, start, out, seed, *more)
+
+
+def _begin(profile, fit, dataset, start, out, seed, *more):
     weights = [sha256_file(path) for path in sorted(Path(start).glob("*.safetensors"))]
     key = sha256_text(f"{weights or start} {dataset.key} {(fit, *more)!r} {seed}")
     partial = out.with_name(out.name + ".partial")

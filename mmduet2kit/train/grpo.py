@@ -5,9 +5,11 @@ a judge that reads the world's facts; sizes by the profile. The rest (group adva
 ground-truth replies, token-mean loss, no KL) is the same.
 """
 
+import os
 import time
 from collections.abc import Callable, Collection
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from ..files import read_csv, write_csv
 from ..model import load, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile, positive
 from ..score import MemoJudge, get_judge
-from .common import Collator, CsvLog, arguments, begin, encoder_for, finish, schedule
+from .common import Collator, CsvLog, arguments, begin, encoder_for, finish, from_all, ranks, schedule
 from .rollout import TERMS, judge_rollouts, roll_out, statistics
 
 COLUMNS = [
@@ -80,7 +82,8 @@ class ProactiveGRPO(GRPOTrainer):
         model.train()
         rolled = time.perf_counter()
         judged = judge_rollouts(rollouts, chosen, self.judge, self.rl)
-        self.row |= statistics(rollouts, group, self.rl.weights)
+        everyone = from_all([replace(r, prompt=[], completion=[], mask=[], logps=[]) for r in rollouts])
+        self.row |= statistics(everyone, group, self.rl.weights)
         self.row |= {"rollout_s": round(rolled - self._started, 3), "judge_s": round(judged, 3)}
         self.rollouts = rollouts
         sampled = sum(sum(r.mask) for r in rollouts)
@@ -142,6 +145,7 @@ class ProactiveGRPO(GRPOTrainer):
             self.row["train_s"] = round(
                 time.perf_counter() - self._started - self.row["rollout_s"] - self.row["judge_s"], 3
             )
+            self.row["logprob_gap"] = max(from_all([self.row["logprob_gap"]]))
             logs = logs | self.row
         return super().log(logs, *args, **kwargs)
 
@@ -175,7 +179,8 @@ class Watch(TrainerCallback):
         model.eval()
         self.rows += [{"seed": self.seed, "step": step} | row for row in self.evaluate(model, step)]
         model.train()
-        write_csv(self.path, self.rows)
+        if int(os.environ.get("RANK", 0)) == 0:
+            write_csv(self.path, self.rows)
 
 
 def train(
@@ -262,7 +267,8 @@ def run(args) -> None:
         evaluator, kl = Evaluator(profile, dataset, model, processor), divergence(model)
         for domain in ("WEB", "EGO"):
             records = evaluator.records("dev", domain, profile.evaluate.dev_videos)
-            found = pooled(evaluator.score(evaluator.watch(records, profile.video.test_interval)))
+            mine = records[int(os.environ.get("RANK", 0)) :: ranks()]
+            found = pooled(from_all(evaluator.score(evaluator.watch(mine, profile.video.test_interval))))
             yield {"domain": domain} | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")} | {"kl": kl}
 
     steps = {*range(0, rl.steps, rl.eval_steps), profile.ablation.rl_steps, rl.steps}

@@ -12,7 +12,7 @@ from ..corpus.build import Dataset
 from ..dialogue import Dialogue
 from ..model import save
 from ..profile import Fit, Profile, add_profile_arguments, load_profile, positive
-from .common import HEAD, Collator, CsvLog, arguments, begin, finish, schedule
+from .common import HEAD, Collator, CsvLog, arguments, begin, finish, from_all, ranks, schedule
 
 
 class DialogueSFT(SFTTrainer):
@@ -24,8 +24,9 @@ class DialogueSFT(SFTTrainer):
         if targets is not None:
             return self.decision_loss(model, inputs, targets)
         outputs = model(**inputs, fused_lm_head=True)
-        count = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
-        return -(outputs.log_probs * weights[:, 1:]).sum() / torch.as_tensor(count).clamp(min=1)
+        # The tokens of all ranks count, and the gradients' mean over the ranks is taken: so a rank's share is its sum over that mean.
+        count = sum(from_all([int(outputs.label_mask.sum())])) if num_items_in_batch is None else int(num_items_in_batch)
+        return -(outputs.log_probs * weights[:, 1:]).sum() * ranks() / max(count, 1)
 
     def decision_loss(self, model, inputs, targets):
         """Threshold baseline (after MMDuet): language loss on replies plus binary cross-entropy of a speak score a turn."""
