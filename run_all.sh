@@ -103,7 +103,8 @@ exec 9>&-  # the set-up's lock
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 result=0
 check() { say "== $1"; shift; step "$@" || { result=1; say "== FAILED"; }; }
-check "unit tests" "$python" -m pytest -q -n 2 -m "not slow and not smoke and not kill and not all_only"
+check "unit tests" "$python" -m pytest -q -n 2 -m "not slow and not smoke and not kill and not distributed and not all_only"
+check "training on several ranks" "$python" -m pytest -q -m "distributed and not all_only"
 unset OMP_NUM_THREADS
 check "smoke: every notebook, tiny numbers" ./run_all.sh run --profile smoke
 check "what the smoke run made" "$python" -m pytest -q -m "smoke and not all_only"

@@ -58,8 +58,9 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
     Training never runs inside a notebook's kernel: its memory (and a GPU's) returns when the subprocess ends. The first
     failure stops what has not begun and raises RuntimeError with the command's last lines.
     """
-    together = min(load_profile(profile).parallel, cores())
-    parallel = parallel or load_profile(profile).parallel
+    settings = load_profile(profile)
+    together, parallel = min(settings.parallel, cores()), parallel or settings.parallel
+    shared = {"base": settings.base.batch, "sft": settings.sft.batch, "grpo": settings.rl.prompts}  # among the ranks
     failed, lock = threading.Event(), threading.Lock()
     jobs = max(1, min(parallel, len(chains)))
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}  # jobs side by side share the cores
@@ -69,7 +70,8 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
     def one(command: str) -> None:
         command, tail = [*command.split(), "--profile", profile], []
         name = " ".join(part for part in command[:-2] if not part.startswith("-"))
-        world = together if jobs == 1 and command[0] in ("base", "sft", "grpo") and "--threshold" not in command else 1
+        fits = shared.get(command[0], 1) % together == 0 and "--threshold" not in command
+        world = together if jobs == 1 and fits else 1
         reader, writer = os.pipe()
         children = [subprocess.Popen([sys.executable, "-m", "mmduet2kit", *command], stdout=writer, stderr=writer,
                                      env=environment | _rank(rank, world, port)) for port in [_free_port()] for rank in range(world)]

@@ -1,5 +1,6 @@
 """What the training stages share: the collator over the kit's one encoder, trainer settings, the CSV log, stopping on TERM."""
 
+import math
 import os
 import signal
 import sys
@@ -95,7 +96,7 @@ def arguments(profile: Profile, fit: Fit | RL, batch: int, seed: int, out: Path)
 
     Several ranks share a step's samples, whose number stays the same.
     """
-    micro = min(fit.micro_batch, batch // ranks())
+    micro = math.gcd(fit.micro_batch, batch // ranks())
     return dict(
         output_dir=str(out), max_steps=fit.steps, seed=seed, data_seed=seed,
         per_device_train_batch_size=micro, gradient_accumulation_steps=batch // ranks() // micro,
@@ -220,6 +221,8 @@ def _begin(profile, fit, dataset, start, out, seed, *more):
 
 def finish(trainer, checkpoint: str | None) -> None:
     """Train to the end, from `checkpoint` if there is one; after a TERM exit with 143, a checkpoint saved."""
+    if trainer.args.device.type == "cpu":  # among ranks it is called "cpu:0", and torch cannot load an optimizer onto that
+        vars(trainer.args)["_setup_devices"] = torch.device("cpu")
     stop = StopOnTerm()
     trainer.add_callback(stop)
     trainer.remove_callback(PrinterCallback)
