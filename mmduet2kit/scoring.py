@@ -217,6 +217,10 @@ def run(args) -> None:
             domains = dict.fromkeys(row["domain"] for row in mine)
             out["forms"][form] = {d: summarise([row for row in mine if row["domain"] == d]) for d in domains}
             _print(f"form {form}, judge {name}, question shown: {args.asked}", out["forms"][form])
+        if agreement := getattr(judge, "agreement", {}):
+            out["judge_agreement"] = agreement
+            told = ", ".join(f"{name}: {share:.0%}" for name, share in agreement.items())
+            print(f"judge embedding agrees with the exact judge on the procedural world's texts by scale in {told}")
         counts: Counter = getattr(judge, "counts", Counter())
         out["judge_counts"] = dict(counts)
         if counts and counts["asked"] and counts["asked"] == counts["failed"] and not counts["from_cache"]:

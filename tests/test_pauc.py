@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,3 +126,19 @@ def test_silence_is_initial_over_max(span, omega, max_score):
 @given(spans, parts.filter(bool))
 def test_omega_one_keeps_the_last_score_only(span, parts):
     assert pauc(span, place(span, parts), 4, omega=1) == max(parts)[1] / 4
+
+
+def test_ten_thousand_random_cases_equal_a_recomputation_by_areas():
+    """Replies inside and outside the span, at equal times, in any order; three omegas; both scales."""
+    rng = np.random.default_rng(0)
+    for _ in range(10_000):
+        start = rng.uniform(0, 50)
+        end, omega, top = start + rng.uniform(0.1, 60), rng.choice([0, 0.5, 1]), int(rng.choice([2, 4]))
+        times = rng.choice(np.linspace(start - 5, end + 5, 40), rng.integers(0, 9))
+        scores = rng.integers(0, top + 1, len(times))
+        kept = [(t, s) for t, s in zip(times, scores) if start <= t <= end]
+        order = sorted(range(len(kept)), key=lambda k: (kept[k][0], k))
+        edges = np.array([0.0, *((kept[k][0] - start) * (1 - omega) for k in order), end - start])
+        levels = np.array([0.5, *(kept[k][1] for k in order)])
+        area = float(np.dot(np.diff(edges), levels)) / ((end - start) * top)
+        assert abs(pauc((start, end), list(zip(times, scores)), top, omega) - area) < 1e-9

@@ -67,3 +67,10 @@ def test_every_notebook_and_profile_is_in_it():
         assert f"notebooks/{path.name}" in TEXT
     for path in (ROOT / "mmduet2kit" / "profiles").glob("*.yaml"):
         assert f"`{path.stem}`" in TEXT
+
+
+def test_every_reference_run_stands_in_the_ledger_with_its_reason():
+    rows = read_csv(ROOT / "figures" / "data" / "reruns.csv")
+    assert all(row["reason"] and row["profile"] and row["seeds"] for row in rows)
+    commit = read_json(ROOT / "figures" / "data" / "study" / "manifest.json")["commit"][:7]
+    assert any(commit in row["commit"] for row in rows)

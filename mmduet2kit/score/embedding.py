@@ -31,7 +31,8 @@ class EmbeddingJudge:
         except ModuleNotFoundError as error:
             raise UserError(f"The judge 'embedding' needs {error.name}: pip install -e '.[embedding]'.") from None
         self.model, self.vectors = package.load_model(), {}
-        self.limits = calibration or read_json(CALIBRATION)["limits"]
+        found = {"limits": calibration} if calibration else read_json(CALIBRATION)
+        self.limits, self.agreement = found["limits"], found.get("agreement_with_exact", {})
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Embed the sentences of many texts at once, which takes a quarter of the time that one by one takes."""
