@@ -38,10 +38,10 @@ def draw(run):
                   for term, value in zip(TERMS, spread)]  # fmt: skip
     right.set(xticks=range(4), xticklabels=["r_PAUC", "r_rep", "r_in_span", "r_pfx"], title="deviation within groups, weighted")
     right.legend()
-    alike = np.corrcoef(x, y)[0, 1] if x.std() and y.std() else float("nan")
+    alike = f"{np.corrcoef(x, y)[0, 1]:.2f}" if x.std() and y.std() else "not defined"
     told = (f"{len(paper)} rollouts of {len({key[0] for key in paper})} prompts: of {len(decided)} pairs of siblings that both "
             f"rewards tell apart, {flipped} change places; {int(opposite.sum())} advantages change their sign; the advantages' "
-            f"correlation is {alike:.2f}.")  # fmt: skip
+            f"correlation is {alike}.")  # fmt: skip
     return figure, told, shown
 
 
