@@ -9,11 +9,11 @@ import numpy as np
 import yaml
 
 from bootstrap import Resampler
-from drawings import DAMAGED
+from drawings import UNDRAWN, why
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import write_json
-from tables import FAIL, FIGURES, NOT_RUN, PAPER, NotRun, Run, figure_of, number, select
 from stages import stages
+from tables import FAIL, FIGURES, NOT_RUN, PAPER, NotRun, Run, figure_of, number, select
 
 MATCH, TREND, DIFFERS, FAIL_AS_PAPER = "MATCH", "TREND", "DIFFERS", "FAIL-AS-PAPER"
 VERDICTS = (MATCH, TREND, DIFFERS, FAIL_AS_PAPER, NOT_RUN)
@@ -174,9 +174,9 @@ def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[di
     """Every claim's entry for claims.json, in order; a smoke run is not judged."""
     run, entries, theirs = Run(Path(data)), [], Source(Run(PAPER))
     try:
-        ours, broken = Source(run, Resampler(run.rows("per_video.csv"))), ""
-    except (UserError, *DAMAGED) as error:
-        ours, broken = theirs, f"the results are damaged ({error!r})"
+        ours = Source(run, Resampler(run.rows("per_video.csv")))
+    except UNDRAWN as error:
+        ours, broken = None, why(error)
     for claim in read_claims(path):
         paper = kit = None
         try:
@@ -185,15 +185,13 @@ def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[di
         except NotRun:
             said = NOT_RUN
         try:
-            if broken:
+            if ours is None:
                 raise NotRun(broken)
             kit = measure(claim, ours)
             word, reason = verdict(claim, kit, paper)
             reason = f"{reason} ({_how(kit)})"
-        except NotRun as missing:
-            word, reason = NOT_RUN, str(missing)
-        except DAMAGED as error:
-            kit, word, reason = None, NOT_RUN, f"its data is damaged ({error!r})"
+        except UNDRAWN as error:
+            kit, word, reason = None, NOT_RUN, why(error)
         if run.smoke:
             word, reason = NOT_RUN, "smoke profile: its numbers mean nothing"
         shown = kit if kit and not run.smoke else {"per_seed": [], "seeds": [], "interval": None}

@@ -4,7 +4,6 @@ import argparse
 import functools
 import io
 import statistics
-import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +22,15 @@ from style import GREY, LOOK, RED
 
 TEMPLATES = Environment(loader=FileSystemLoader(FIGURES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOTHING = "-"
-DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)  # what bad data raises
+# What there is no number for, and what damaged data raises.
+UNDRAWN = (NotRun, UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 FIXED = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None},
          "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+
+
+def why(error: Exception) -> str:
+    """Why something could not be drawn or judged (one of UNDRAWN), for the reader."""
+    return str(error) if isinstance(error, (NotRun, UserError)) else f"its data is damaged ({error!r})"
 
 
 def figure(name: str, title: str) -> Callable:
@@ -43,10 +48,8 @@ def figure(name: str, title: str) -> Callable:
                 matplotlib.rcParams.update(LOOK)
                 try:
                     return _finish(run, Path(out), name, title, *build(run))
-                except (NotRun, UserError, *DAMAGED) as reason:
-                    plain = isinstance(reason, (NotRun, UserError))
-                    why = str(reason) if plain else f"its data is damaged ({reason!r})"
-                    return _finish(run, Path(out), name, title, *_not_run(title, why))
+                except UNDRAWN as error:
+                    return _finish(run, Path(out), name, title, *_not_run(title, why(error)))
 
         draw.title = title
         return draw
@@ -159,10 +162,8 @@ def table(build: Callable[[Run], Table]) -> Callable[[Path, Path], list[Path]]:
     def made(data: Path) -> Table:
         try:
             return build(Run(Path(data)))
-        except (UserError, *DAMAGED) as error:
-            title = (build.__doc__ or "").split(".")[0]
-            why = str(error) if isinstance(error, UserError) else f"its data is damaged ({error!r})"
-            return Table(sys.modules[build.__module__].__name__, title, ["", "why"], [[NOT_RUN, why]])
+        except UNDRAWN as error:
+            return Table(build.__module__, (build.__doc__ or "").split(".")[0], ["", "why"], [[NOT_RUN, why(error)]])
 
     draw.table = made
     return draw

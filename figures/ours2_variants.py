@@ -58,12 +58,9 @@ def _within(rows: list[dict], column: str) -> float:
 
 
 def _advantages(rows: list[dict]) -> dict[tuple[str, str], float]:
-    """{(group, rollout): (reward - group mean) / group deviation}, as TRL computes it."""
-    means = {group: (np.mean(v), np.std(v, ddof=1)) for group, v in _groups(rows, "total").items()}
-    return {
-        (row["group"], row["rollout"]): (float(row["total"]) - means[row["group"]][0]) / (means[row["group"]][1] + 1e-4)
-        for row in rows
-    }
+    """{(group, rollout): advantage}."""
+    found = {group: iter(tables.advantages(totals)) for group, totals in _groups(rows, "total").items()}
+    return {(row["group"], row["rollout"]): next(found[row["group"]]) for row in rows}
 
 
 if __name__ == "__main__":

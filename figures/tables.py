@@ -1,5 +1,6 @@
 """Reading results files: the runs' and the paper's rows; what is missing is NOT RUN."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,3 +83,9 @@ def figure_of(row: Mapping, metric: str) -> float | None:
     """A row's metric; None also where Table 2's rule of few replies withholds the duplicates."""
     few = number(row.get("multi_spans")) if metric == "duplicate" else None
     return None if few is not None and few < MIN_MULTI_SPANS else number(row.get(metric))
+
+
+def advantages(totals: Sequence[float]) -> list[float]:
+    """A group's (reward - mean) / (standard deviation + 1e-4), as TRL computes them."""
+    mean, spread = statistics.mean(totals), statistics.stdev(totals)
+    return [(total - mean) / (spread + 1e-4) for total in totals]

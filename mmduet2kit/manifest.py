@@ -41,14 +41,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def attempts(path: Path) -> dict[str, list[dict]]:
-    """The attempts that a manifest holds, by stage; UserError when it is damaged."""
+def read_manifest(path: Path) -> dict:
+    """A manifest, whose `stages` are lists of attempts; UserError when it is damaged."""
     found = read_json(path)
     stages = found.get("stages") if isinstance(found, dict) else None
-    tries = list(stages.values()) if isinstance(stages, dict) else [None]
-    if not all(isinstance(one, list) and all(isinstance(attempt, dict) for attempt in one) for one in tries):
+    lists = stages.values() if isinstance(stages, dict) else [None]
+    if not all(isinstance(tries, list) and all(isinstance(one, dict) for one in tries) for tries in lists):
         raise UserError(f"{path} is damaged: delete it, and the record of minutes and attempts begins anew.")
-    return stages
+    return found
 
 
 def set_up_minutes() -> float | None:

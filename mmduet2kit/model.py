@@ -1,6 +1,5 @@
 """Qwen2.5-VL of any size, its processor and tokenizer, as ordinary Hugging Face folders."""
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from .chat import SPECIALS
 from .errors import UserError
 from .profile import Model
+from .progress import rank
 
 QWEN_SPLIT = (  # Qwen's own pre-tokenizer pattern (transformers' Qwen2 tokenizer)
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
@@ -81,7 +81,7 @@ def make_model(spec: Model, tokenizer, seed: int):
 def save(model, processor, folder: Path | str) -> Path:
     """Write an ordinary Hugging Face folder, which `from_pretrained` loads; of several ranks the first does it."""
     folder = Path(folder)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank() == 0:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return folder

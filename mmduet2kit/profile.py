@@ -33,13 +33,6 @@ Wholes, Counts, Amounts, Sizes, Shares = (
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @model_validator(mode="after")
-    def _divides(self):
-        batch = self.prompts * self.group if isinstance(self, RL) else self.batch if isinstance(self, Fit) else 0
-        if batch and batch % self.micro_batch:
-            raise ValueError(f"a step of {batch} samples is no multiple of micro_batch {self.micro_batch}")
-        return self
-
 
 class DomainSpec(_Section):
     """One domain of the procedural world; lengths in seconds."""
@@ -103,28 +96,36 @@ class Model(_Section):
     init_range: Size | None = None
 
 
-class Fit(_Section):
-    """A supervised stage."""
+class _Training(_Section):
+    """What all stages have; `batch` samples a step."""
 
     steps: Count
-    batch: Count
     micro_batch: Count
     lr: Size
     warmup: Share
-    weight_decay: Amount
     save_steps: Count
     freeze_vision: bool
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.batch % self.micro_batch:
+            raise ValueError(f"a step of {self.batch} samples is no multiple of micro_batch {self.micro_batch}")
+        return self
+
+
+class Fit(_Training):
+    """A supervised stage."""
+
+    batch: Count
+    weight_decay: Amount
     no_reply_weight: Amount
     jitter: Share  # augmentation of the frames: light, noise, place; 0 to 1
 
 
-class RL(_Section):
-    steps: Count
+class RL(_Training):
     prompts: Count  # dialogues a step
     group: Annotated[int, Field(ge=2)]  # rollouts a dialogue
-    micro_batch: Count
-    lr: Size
-    warmup: Share
+    batch = property(lambda self: self.prompts * self.group)
     temperature: Size
     top_k: Whole
     max_new_tokens: Count  # a turn
@@ -136,9 +137,7 @@ class RL(_Section):
     variant: Literal["paper", "upstream"]
     weights: tuple[Amount, Amount, Amount, Amount]
     prefix_chars: Count
-    save_steps: Count
     eval_steps: Count
-    freeze_vision: bool
 
 
 class Evaluate(_Section):

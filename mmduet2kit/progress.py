@@ -59,10 +59,10 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
     failure stops what has not begun and raises RuntimeError with the command's last lines.
     """
     settings = load_profile(profile)
-    together, parallel = min(settings.parallel, cores()), parallel or settings.parallel
     shared = {"base": settings.base.batch, "sft": settings.sft.batch, "grpo": settings.rl.prompts}  # among the ranks
-    failed, lock = threading.Event(), threading.Lock()
+    failed, lock, parallel = threading.Event(), threading.Lock(), parallel or settings.parallel
     jobs = max(1, min(parallel, len(chains)))
+    together = min(settings.parallel, cores()) if jobs == 1 else 1
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}  # jobs side by side share the cores
     if jobs > 1:  # threads that wait must not hold a core that another job needs; one job alone waits faster by spinning
         environment["OMP_WAIT_POLICY"] = "passive"
@@ -70,11 +70,10 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
     def one(command: str) -> None:
         command, tail = [*command.split(), "--profile", profile], []
         name = " ".join(part for part in command[:-2] if not part.startswith("-"))
-        fits = shared.get(command[0], 1) % together == 0 and "--threshold" not in command
-        world = together if jobs == 1 and fits else 1
+        world = 1 if "--threshold" in command or shared.get(command[0], 1) % together else together
         reader, writer = os.pipe()
         children = [subprocess.Popen([sys.executable, "-m", "mmduet2kit", *command], stdout=writer, stderr=writer,
-                                     env=environment | _rank(rank, world, port)) for port in [_free_port()] for rank in range(world)]
+                                     env=environment | place) for place in _places(world)]
         os.close(writer)
         with open(reader, errors="replace") as lines:
             for line in lines:
@@ -102,8 +101,19 @@ def _free_port() -> int:
         return one.getsockname()[1]
 
 
-def _rank(rank: int, world: int, port: int) -> dict[str, str]:
-    """What torch.distributed reads of its place among `world` processes; nothing for one alone."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-             "OMP_NUM_THREADS": max(1, cores() // world)}  # fmt: skip
-    return {name: str(value) for name, value in place.items()} if world > 1 else {}
+def _places(world: int) -> list[dict[str, str]]:
+    """What torch.distributed (and `rank`, `ranks`) read of each process's place; nothing for one alone."""
+    if world == 1:
+        return [{}]
+    alike = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "OMP_NUM_THREADS": max(1, cores() // world)}
+    return [{name: str(value) for name, value in {**alike, "RANK": r, "LOCAL_RANK": r}.items()} for r in range(world)]
+
+
+def rank() -> int:
+    """This process's place among those that train one model together; the first writes."""
+    return int(os.environ.get("RANK", 0))
+
+
+def ranks() -> int:
+    """How many they are."""
+    return int(os.environ.get("WORLD_SIZE", 1))

@@ -23,8 +23,8 @@ import psutil
 
 from . import plan
 from .errors import UserError
-from .files import read_json, write_atomic, write_json
-from .manifest import attempts, cores, describe
+from .files import write_atomic, write_json
+from .manifest import cores, describe, read_manifest
 from .profile import load_profile
 from .report import STUDY
 
@@ -122,12 +122,13 @@ class _Run:
             signal.signal(number, lambda *_: self.stop.set())
         end_all(f"{self.dir}:")
         self.file = self.dir / "manifest.json"
-        self.attempts = attempts(self.file) if self.file.exists() else {}
+        self.attempts = read_manifest(self.file)["stages"] if self.file.exists() else {}
         self.manifest, self.took, self.usual = describe(self.profile) | {"stages": self.attempts}, {}, {}
         for path in (STUDY / "manifest.json", self.file):  # how long the stages took before, to tell what is left
             with suppress(UserError, KeyError):
-                done = [(name, one["minutes"]) for name, tries in attempts(path).items()
-                        for one in tries if (read_json(path)["profile"], one["status"]) == (self.profile.name, "done")]
+                before = read_manifest(path)
+                done = [(name, one["minutes"]) for name, tries in before["stages"].items()
+                        for one in tries if (before["profile"], one["status"]) == (self.profile.name, "done")]
                 self.usual |= dict(done)
 
     def _stage(self, stage: plan.Stage, parts: dict, done: dict) -> dict:

@@ -10,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
 from markupsafe import Markup
@@ -24,7 +23,8 @@ from .profile import Profile, load_profile
 from .report import SMOKE, TEMPLATES
 from .score import Reward, pauc
 
-import style  # isort: skip - figures/style.py: where figures/ is, `report` knows
+import style  # isort: skip - modules of figures/: where that is, `report` knows
+from tables import advantages  # isort: skip
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "av", "numpy")
@@ -150,11 +150,9 @@ def reward_terms(rewards: Mapping[str, Reward], caption: str, **more: Sequence) 
 
 def group(rollouts: Sequence, caption: str) -> HTML:
     """One prompt's rollouts with their rewards and advantages: (reward - group mean) / group deviation."""
-    totals = np.array([r.reward.total for r in rollouts])
     said = ["; ".join(f"{t:g} s: {text}" for t, text in r.turns if text != NO_REPLY) or "silent" for r in rollouts]
-    advantages = (totals - totals.mean()) / (totals.std(ddof=1) + 1e-4)  # as TRL computes them
     rewards = {f"{k}": r.reward for k, r in enumerate(rollouts, 1)}
-    return reward_terms(rewards, caption, advantage=advantages.tolist(), replies=said)
+    return reward_terms(rewards, caption, advantage=advantages([r.reward.total for r in rollouts]), replies=said)
 
 
 def curves(paths: Mapping[str, Path], columns: Sequence[str], caption: str) -> HTML:

@@ -13,7 +13,7 @@ from mmduet2kit.cli import main
 from mmduet2kit.corpus.build import Dataset
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import made_for, read_jsonl, write_atomic, write_jsonl
-from mmduet2kit.manifest import attempts
+from mmduet2kit.manifest import read_manifest
 from mmduet2kit.profile import load_profile
 from mmduet2kit.report import STUDY, redraw
 from mmduet2kit.runner import run_stages
@@ -148,7 +148,7 @@ def test_damaged_data_files_are_named(tmp_path, name, text, read):
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match="manifest.json is damaged"):
-        attempts(tmp_path / "manifest.json")
+        read_manifest(tmp_path / "manifest.json")
 
 
 @pytest.mark.parametrize("option", ["start", "only"])

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..dialogue import NO_REPLY, Dialogue, Segment, from_rl_row, from_sft_row, to_rl_row, to_sft_row
 from ..errors import UserError
-from ..files import made_for, read_json, read_jsonl, sha256_text, write_csv, write_json, write_jsonl
+from ..files import STAMP, made_for, read_json, read_jsonl, sha256_text, write_csv, write_json, write_jsonl
 from ..profile import Profile, add_profile_arguments, load_profile
 from ..progress import lines
 from .dialogues import benchmark_record, build_dialogue, build_segments, offline_dialogue
@@ -33,7 +33,7 @@ class Dataset:
     @property
     def key(self) -> str:
         """What this dataset was made from."""
-        return (self.folder / "made_for.txt").read_text()
+        return (self.folder / STAMP).read_text()
 
     def _read(self, name: str, get: Callable[[Path], Any]):
         """get(path), where a file that is damaged, or another interval's, is one sentence."""

@@ -1,7 +1,6 @@
 """What the training stages share: the collator over the kit's one encoder, trainer settings, the CSV log, stopping on TERM."""
 
 import math
-import os
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from ..errors import UserError
 from ..files import is_made_for, made_for, read_csv, sha256_file, sha256_text, write_csv
 from ..model import freeze_vision, load_model, load_processor, pixels
 from ..profile import RL, Fit, Profile
+from ..progress import ranks
 
 HEAD = "threshold_head.pt"  # beside the weights of a threshold model
 
@@ -91,31 +91,21 @@ class Collator:
         return np.clip(moved * (1 + 0.25 * gain) + 25 * lift + noise, 0, 255).astype(np.uint8)
 
 
-def arguments(profile: Profile, fit: Fit | RL, batch: int, seed: int, out: Path) -> dict:
+def arguments(profile: Profile, fit: Fit | RL, seed: int, out: Path) -> dict:
     """Keyword arguments for TRL's configs, common to all stages: no reporting services, deterministic, resumable.
 
     Several ranks share a step's samples, whose number stays the same.
     """
-    micro = math.gcd(fit.micro_batch, batch // ranks())
+    micro = math.gcd(fit.micro_batch, fit.batch // ranks())
     return dict(
         output_dir=str(out), max_steps=fit.steps, seed=seed, data_seed=seed,
-        per_device_train_batch_size=micro, gradient_accumulation_steps=batch // ranks() // micro,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=fit.batch // ranks() // micro,
         learning_rate=fit.lr, warmup_steps=int(fit.warmup * fit.steps),
         save_steps=fit.save_steps, save_total_limit=1, save_only_model=False,
         bf16=profile.model.dtype == "bfloat16", use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False,
         remove_unused_columns=False, dataloader_pin_memory=False,
         logging_steps=1, report_to=[], disable_tqdm=True, log_level="error",
     )  # fmt: skip
-
-
-def ranks() -> int:
-    """Processes that train one model together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def from_all(items: list) -> list:
-    """The items of all ranks, in the order of the ranks; every rank must call it."""
-    return gather_object(items) if ranks() > 1 else items
 
 
 class CsvLog(TrainerCallback):
@@ -166,7 +156,7 @@ class StopOnTerm(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.asked = any(from_all([self.asked]))  # all ranks stop after the same step
+        self.asked = any(gather_object([self.asked]))  # all ranks stop after the same step
         if self.asked:
             control.should_save = control.should_training_stop = True
 
@@ -199,24 +189,20 @@ def begin(
     What was made there from other weights, data, settings (`fit`, `more`) or seed is thrown away.
     """
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # one rank empties folders, the others find them
-        return _begin(profile, fit, dataset, start, out, seed, *more)
-
-
-def _begin(profile, fit, dataset, start, out, seed, *more):
-    weights = [sha256_file(path) for path in sorted(Path(start).glob("*.safetensors"))]
-    key = sha256_text(f"{weights or start} {dataset.key} {(fit, *more)!r} {seed}")
-    partial = out.with_name(out.name + ".partial")
-    if is_made_for(out, key) and (out / "config.json").exists():
-        return None
-    checkpoint = get_last_checkpoint(str(partial)) if is_made_for(partial, key) else None
-    # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
-    # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
-    model, processor = load_model(checkpoint or start, profile.model.dtype, profile.model.attention), load_processor(start)
-    for folder in (out, partial):  # only now: what is there stays if there is nothing to begin from
-        made_for(folder, key)
-    if fit.freeze_vision:
-        freeze_vision(model)
-    return partial, checkpoint, model, processor
+        weights = [sha256_file(path) for path in sorted(Path(start).glob("*.safetensors"))]
+        key = sha256_text(f"{weights or start} {dataset.key} {(fit, *more)!r} {seed}")
+        partial = out.with_name(out.name + ".partial")
+        if is_made_for(out, key) and (out / "config.json").exists():
+            return None
+        checkpoint = get_last_checkpoint(str(partial)) if is_made_for(partial, key) else None
+        # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
+        # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
+        model, processor = load_model(checkpoint or start, profile.model.dtype, profile.model.attention), load_processor(start)
+        for folder in (out, partial):  # only now: what is there stays if there is nothing to begin from
+            made_for(folder, key)
+        if fit.freeze_vision:
+            freeze_vision(model)
+        return partial, checkpoint, model, processor
 
 
 def finish(trainer, checkpoint: str | None) -> None:

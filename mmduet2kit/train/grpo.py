@@ -5,7 +5,6 @@ a judge that reads the world's facts; sizes by the profile. The rest (group adva
 ground-truth replies, token-mean loss, no KL) is the same.
 """
 
-import os
 import time
 from collections.abc import Callable, Collection
 from copy import deepcopy
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset as Rows
 from transformers import BatchFeature, Qwen2VLImageProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -26,8 +26,9 @@ from ..dialogue import Segment
 from ..files import read_csv, write_csv
 from ..model import load, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile, positive
+from ..progress import rank, ranks
 from ..score import MemoJudge, get_judge
-from .common import Collator, CsvLog, arguments, begin, encoder_for, finish, from_all, ranks, schedule
+from .common import Collator, CsvLog, arguments, begin, encoder_for, finish, schedule
 from .rollout import TERMS, judge_rollouts, roll_out, statistics
 
 COLUMNS = [
@@ -82,7 +83,7 @@ class ProactiveGRPO(GRPOTrainer):
         model.train()
         rolled = time.perf_counter()
         judged = judge_rollouts(rollouts, chosen, self.judge, self.rl)
-        everyone = from_all([replace(r, prompt=[], completion=[], mask=[], logps=[]) for r in rollouts])
+        everyone = gather_object([replace(r, prompt=[], completion=[], mask=[], logps=[]) for r in rollouts])
         self.row |= statistics(everyone, group, self.rl.weights)
         self.row |= {"rollout_s": round(rolled - self._started, 3), "judge_s": round(judged, 3)}
         self.rollouts = rollouts
@@ -145,7 +146,7 @@ class ProactiveGRPO(GRPOTrainer):
             self.row["train_s"] = round(
                 time.perf_counter() - self._started - self.row["rollout_s"] - self.row["judge_s"], 3
             )
-            self.row["logprob_gap"] = max(from_all([self.row["logprob_gap"]]))
+            self.row["logprob_gap"] = max(gather_object([self.row["logprob_gap"]]))
             logs = logs | self.row
         return super().log(logs, *args, **kwargs)
 
@@ -179,7 +180,7 @@ class Watch(TrainerCallback):
         model.eval()
         self.rows += [{"seed": self.seed, "step": step} | row for row in self.evaluate(model, step)]
         model.train()
-        if int(os.environ.get("RANK", 0)) == 0:
+        if rank() == 0:
             write_csv(self.path, self.rows)
 
 
@@ -196,7 +197,7 @@ def train(
         return out
     partial, checkpoint, model, processor = begun
     settings = GRPOConfig(
-        **arguments(profile, rl, rl.prompts * rl.group, seed, partial),
+        **arguments(profile, rl, seed, partial),
         num_generations=rl.group, temperature=rl.temperature, shuffle_dataset=False,
         lr_scheduler_type="constant_with_warmup", max_grad_norm=rl.max_grad_norm, weight_decay=0.01,
         loss_type=rl.loss, beta=rl.beta, epsilon=rl.clip, scale_rewards="group", reward_weights=list(rl.weights),
@@ -205,13 +206,15 @@ def train(
     rows = Rows.from_list([{"prompt": [{"role": "user", "content": str(i)}], "row": i} for i in order])
     callbacks = [CsvLog(log, {c: c for c in COLUMNS}, rl.steps)] + ([watch] if watch else [])
     trainer = ProactiveGRPO(
-        model=model, args=settings, processing_class=deepcopy(processor),  # TRL changes it
-        train_dataset=rows, callbacks=callbacks,
+        model=model, args=settings, train_dataset=rows, callbacks=callbacks, processing_class=deepcopy(processor),  # TRL changes it
         reward_funcs=[_term(name) for name in TERMS], segments=segments, dataset=dataset,
         judge=MemoJudge(get_judge("exact")), rl=rl, sampling_seed=seed,
     )  # fmt: skip
     finish(trainer, checkpoint)
     return save(model, processor, out)
+
+
+KL_DIALOGUES = 8  # fixed ones, on which the KL divergence from the SFT model is measured at evaluation steps
 
 
 def kl_to(reference, collator: Collator) -> Callable[[Any], float]:
@@ -229,8 +232,27 @@ def kl_to(reference, collator: Collator) -> Callable[[Any], float]:
     return lambda model: round(float(((here := logps(model)).exp() * (here - there.to(here.device))).sum(-1).mean()), 6)
 
 
-KL_DIALOGUES = 8  # fixed ones, on which the KL divergence from the SFT model is measured at evaluation steps
 ARMS = {"no_pauc": 0, "no_rep": 1, "no_in_span": 2, "no_pfx": 3}  # Table 6: the weight that is set to zero
+
+
+def _figure5(profile: Profile, dataset: Dataset, seed: int) -> Watch:
+    """Watches the main run on development videos, its distance from the SFT model too; keeps the model at the arms' length."""
+    from ..evaluate import Evaluator, pooled
+
+    reference, processor = load(profile.model_dir("sft", seed), profile.model.dtype, profile.model.attention)
+    divergence = kl_to(reference, Collator(dataset.sft(profile.video.train_interval)[:KL_DIALOGUES], dataset, processor))
+
+    def look(model, step):
+        if step == profile.ablation.rl_steps:
+            save(model, processor, profile.model_dir("rl-short", seed))
+        evaluator, kl = Evaluator(profile, dataset, model, processor), divergence(model)
+        for domain in ("WEB", "EGO"):
+            mine = evaluator.records("dev", domain, profile.evaluate.dev_videos)[rank() :: ranks()]
+            found = pooled(gather_object(evaluator.score(evaluator.watch(mine, profile.video.test_interval))))
+            yield {"domain": domain} | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")} | {"kl": kl}
+
+    steps = {*range(0, profile.rl.steps, profile.rl.eval_steps), profile.ablation.rl_steps, profile.rl.steps}
+    return Watch(profile.results / f"figure5_seed{seed}.csv", steps, look, seed)
 
 
 def add_arguments(parser) -> None:
@@ -244,8 +266,6 @@ def run(args) -> None:
 
     The main run also keeps the model that it is at the arms' length (`rl-short`), for a comparison at equal steps.
     """
-    from ..evaluate import Evaluator, pooled
-
     profile, seed = load_profile(args.profile), args.seed
     interval = args.interval or profile.video.train_interval
     other = interval != profile.video.train_interval
@@ -257,23 +277,8 @@ def run(args) -> None:
         rl = rl.model_copy(update={"variant": args.arm})
     if not main:
         rl = rl.model_copy(update={"steps": profile.ablation.rl_steps})
-    dataset, start = Dataset(profile.data), profile.model_dir("sft", seed)
-    reference, processor = load(start, profile.model.dtype, profile.model.attention)
-    divergence = kl_to(reference, Collator(dataset.sft(interval)[:KL_DIALOGUES], dataset, processor)) if main else None
-
-    def look(model, step):
-        if step == profile.ablation.rl_steps:
-            save(model, processor, profile.model_dir("rl-short", seed))
-        evaluator, kl = Evaluator(profile, dataset, model, processor), divergence(model)
-        for domain in ("WEB", "EGO"):
-            records = evaluator.records("dev", domain, profile.evaluate.dev_videos)
-            mine = records[int(os.environ.get("RANK", 0)) :: ranks()]
-            found = pooled(from_all(evaluator.score(evaluator.watch(mine, profile.video.test_interval))))
-            yield {"domain": domain} | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")} | {"kl": kl}
-
-    steps = {*range(0, rl.steps, rl.eval_steps), profile.ablation.rl_steps, rl.steps}
-    watch = Watch(profile.results / f"figure5_seed{seed}.csv", steps, look, seed) if main else None
+    dataset = Dataset(profile.data)
     train(
-        profile, rl, dataset.rl(interval), dataset, start, profile.model_dir(name, seed),
-        profile.results / f"train_{name}_seed{seed}.csv", seed, watch,
+        profile, rl, dataset.rl(interval), dataset, profile.model_dir("sft", seed), profile.model_dir(name, seed),
+        profile.results / f"train_{name}_seed{seed}.csv", seed, _figure5(profile, dataset, seed) if main else None,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset as Rows
 from torch import nn
 from trl import SFTConfig, SFTTrainer
@@ -12,7 +13,8 @@ from ..corpus.build import Dataset
 from ..dialogue import Dialogue
 from ..model import save
 from ..profile import Fit, Profile, add_profile_arguments, load_profile, positive
-from .common import HEAD, Collator, CsvLog, arguments, begin, finish, from_all, ranks, schedule
+from ..progress import ranks
+from .common import HEAD, Collator, CsvLog, arguments, begin, finish, schedule
 
 
 class DialogueSFT(SFTTrainer):
@@ -25,7 +27,7 @@ class DialogueSFT(SFTTrainer):
             return self.decision_loss(model, inputs, targets)
         outputs = model(**inputs, fused_lm_head=True)
         # The tokens of all ranks count, and the gradients' mean over the ranks is taken: so a rank's share is its sum over that mean.
-        count = sum(from_all([int(outputs.label_mask.sum())])) if num_items_in_batch is None else int(num_items_in_batch)
+        count = sum(gather_object([int(outputs.label_mask.sum())])) if num_items_in_batch is None else int(num_items_in_batch)
         return -(outputs.log_probs * weights[:, 1:]).sum() * ranks() / max(count, 1)
 
     def decision_loss(self, model, inputs, targets):
@@ -60,7 +62,7 @@ def train(
     order = schedule(len(dialogues), fit.batch, fit.steps, seed, lengths if mixed else None)
     rows = Rows.from_dict({"row": order, "draw": list(range(len(order)))})
     settings = SFTConfig(
-        **arguments(profile, fit, fit.batch, seed, partial), weight_decay=fit.weight_decay, lr_scheduler_type="cosine",
+        **arguments(profile, fit, seed, partial), weight_decay=fit.weight_decay, lr_scheduler_type="cosine",
         max_length=None, train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     trainer = DialogueSFT(
