@@ -227,8 +227,7 @@ def run(
 
     `features[r]` [frames, tokens, hidden] are row r's frames in order. With `decide` (a threshold model's head on hidden
     states) the score decides whether the model speaks (above `threshold`, one for all or one a row), and silence adds no
-    token. Returns, for each row, one Spoken a
-    turn with frames; text-only turns are read, not answered.
+    token. Returns, for each row, one Spoken a turn with frames; text-only turns are read, not answered.
     """
     out: list[list[Spoken]] = [[] for _ in turns]
     used, header = [0] * len(turns), stream.encoder.header

@@ -1,9 +1,12 @@
 """SFT over TRL with the kit's collator: it learns, resumes to the same losses, freezes what it should; the threshold head."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from mmduet2kit.chat import IGNORE
 from mmduet2kit.corpus.dialogues import build_dialogue, offline_dialogue
 from mmduet2kit.corpus.films import annotate
 from mmduet2kit.corpus.world import plan
@@ -79,3 +82,25 @@ def test_no_reply_weight_scales_only_silent_turns(tiny_model):  # noqa: F811
     ratio = half["weights"][full["weights"] > 0].unique()
     assert ratio.tolist() == [0.5, 1.0]
     assert int((full["input_ids"] == model.config.image_token_id).sum()) * 4 == len(full["pixel_values"])
+
+
+def test_only_labelled_positions_are_scored_and_exactly(tiny_model, monkeypatch):  # noqa: F811
+    """On a CPU too (train/common): TRL's fused head gives the full logits' log-probs, of the positions that have a label."""
+    from trl.trainer import utils as trl_utils
+
+    model, processor = tiny_model
+    batch = sft.Collator(dialogues(), FakeDataset(), processor)([{"row": i} for i in range(4)])
+    del batch["weights"]
+    with torch.no_grad():
+        logps = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1].log_softmax(-1)
+    wanted = batch["labels"][:, 1:]
+    fused = copy.deepcopy(model)
+    trl_utils.add_fused_lm_head(fused)
+    scored, score = [], trl_utils._ChunkedLogProbFunction.apply
+    monkeypatch.setattr(
+        trl_utils._ChunkedLogProbFunction, "apply", lambda hidden, *rest: scored.append(len(hidden)) or score(hidden, *rest)
+    )
+    found = fused(**batch, fused_lm_head=True).log_probs
+    there = logps.gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
+    assert torch.allclose(found, torch.where(wanted == IGNORE, torch.zeros(()), there), atol=1e-5)
+    assert scored == [int((wanted != IGNORE).sum())] and scored[0] < wanted.numel() / 2

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
+from trl.trainer import utils as trl_utils
 
 from ..chat import IGNORE, ChatEncoder
 from ..corpus.build import Dataset
@@ -25,6 +26,9 @@ from ..profile import RL, Fit, Profile
 from ..progress import ranks
 
 HEAD = "threshold_head.pt"  # beside the weights of a threshold model
+
+# Without Triton, TRL scores positions without a label too, for devices that compile anew when shapes change. A CPU does not.
+trl_utils._use_triton = lambda device, ask=trl_utils._use_triton: device.type == "cpu" or ask(device)
 
 
 def encoder_for(processor, frames: np.ndarray) -> ChatEncoder:
@@ -66,8 +70,7 @@ class Collator:
             "mm_token_type_ids": (ids == self.encoder.image_pad).int(),
         }
         frames = [self._jittered(self.dataset.frames(d), row.get("draw", 0)) for d, row in zip(chosen, rows)]
-        frames = np.concatenate(frames)
-        batch["pixel_values"], batch["image_grid_thw"] = pixels(self.processor.image_processor, frames)
+        batch["pixel_values"], batch["image_grid_thw"] = pixels(self.processor.image_processor, np.concatenate(frames))
         if self.decide:
             targets = torch.full((len(rows), width), float("nan"))
             for b, (d, e) in enumerate(zip(chosen, encoded)):

@@ -91,9 +91,8 @@ class ProactiveGRPO(GRPOTrainer):
         self.state.num_input_tokens_seen += sum(len(r.prompt) for r in rollouts) + sampled
         self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
         self._metrics["train"]["completions/mean_length"].append(sampled / len(rollouts))
-        images = [
-            list(self.dataset.frames(s.dialogue, [i for t in s.dialogue.turns[: s.last] for i in t.frames])) for s in chosen
-        ]
+        seen = [[i for turn in s.dialogue.turns[: s.last] for i in turn.frames] for s in chosen]
+        images = [list(self.dataset.frames(s.dialogue, which)) for s, which in zip(chosen, seen)]
         return (
             [r.prompt for r in rollouts],
             [r.completion for r in rollouts],
@@ -106,14 +105,15 @@ class ProactiveGRPO(GRPOTrainer):
         )
 
     def _prepare_inputs(self, generation_batch):
-        """A micro-batch without columns that are padding only; rollouts of like length stand together.
+        """A micro-batch without columns that are padding only; rollouts of one prompt, and of like length, stand together.
 
         TRL shuffles here, but a step uses all rollouts of its generation at once: their order changes the padding only.
         """
         parts = self.args.steps_per_generation
         if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
             whole = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
-            order = (whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)).argsort(stable=True).tolist()
+            lengths = [*zip(whole["prompt_mask"].sum(1).tolist(), whole["completion_mask"].sum(1).tolist())]
+            order = sorted(range(len(lengths)), key=lengths.__getitem__)
             for key, value in whole.items():
                 if isinstance(value, list) or value is not None and value.ndim:
                     whole[key] = [value[i] for i in order] if isinstance(value, list) else value[order]
@@ -143,9 +143,8 @@ class ProactiveGRPO(GRPOTrainer):
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs:
-            self.row["train_s"] = round(
-                time.perf_counter() - self._started - self.row["rollout_s"] - self.row["judge_s"], 3
-            )
+            spent = time.perf_counter() - self._started
+            self.row["train_s"] = round(spent - self.row["rollout_s"] - self.row["judge_s"], 3)
             self.row["logprob_gap"] = max(gather_object([self.row["logprob_gap"]]))
             logs = logs | self.row
         return super().log(logs, *args, **kwargs)

@@ -58,8 +58,7 @@ def train(
         model.threshold_head = nn.Linear(model.config.text_config.hidden_size, 1)
     collator = Collator(dialogues, dataset, processor, fit.no_reply_weight, decide, fit.jitter)
     lengths = [len(collator.encoder.encode(d).ids) for d in dialogues]
-    mixed = max(lengths) > 4 * min(lengths)
-    order = schedule(len(dialogues), fit.batch, fit.steps, seed, lengths if mixed else None)
+    order = schedule(len(dialogues), fit.batch, fit.steps, seed, lengths if max(lengths) > 4 * min(lengths) else None)
     rows = Rows.from_dict({"row": order, "draw": list(range(len(order)))})
     settings = SFTConfig(
         **arguments(profile, fit, seed, partial), weight_decay=fit.weight_decay, lr_scheduler_type="cosine",
