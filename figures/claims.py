@@ -1,6 +1,7 @@
 """The paper's claims as rules (figures/claims.yaml), applied to the paper's numbers and to the kit's."""
 
 import itertools
+import json
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from bootstrap import Resampler
 from drawings import UNDRAWN, why
 from mmduet2kit.errors import UserError
-from mmduet2kit.files import write_json
+from mmduet2kit.files import sha256_text, write_json
 from stages import stages
 from tables import FAIL, FIGURES, NOT_RUN, PAPER, NotRun, Run, figure_of, number, select
 
@@ -160,6 +161,13 @@ def read_claims(path: Path = FIGURES / "claims.yaml") -> list[dict]:
                         for key, text in made.items()}
             claims.append(made)
     return claims
+
+
+def rules_hash(path: Path = FIGURES / "claims.yaml") -> str:
+    """Digest of all that decides a verdict, without prose: frozen before the claims' seeds are run."""
+    prose = ("sentence", "source", "unit", "guard_words")
+    deciding = [{key: value for key, value in claim.items() if key not in prose} for claim in read_claims(path)]
+    return sha256_text(json.dumps(deciding, sort_keys=True))
 
 
 def _how(kit: Mapping) -> str:

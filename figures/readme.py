@@ -2,13 +2,15 @@
 redraws them into figures/drawn, and writes the README's numbers from them; without a folder it only does the last two.
 
 Several folders are the same study, seed by seed (`runs/study-1 runs/study-2`, or figures/data/study itself and a new seed).
-Every taking is a line of figures/data/reruns.csv, which is never shortened. Tests fail when the README's block or the
+Every taking is a line of figures/data/reruns.csv, which is never shortened. A run is taken only if the rules that judge it
+stood before it: those of its commit and today's must decide alike (`freeze` in its manifest). Tests fail when the README's block or the
 drawings are not what the scripts make of figures/data/study.
 """
 
 import argparse
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -17,44 +19,66 @@ from pathlib import Path
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, read_json, write_atomic, write_csv, write_json
 from mmduet2kit.report import redraw
+from claims import rules_hash
 from tables import STUDY, Run, figure_of
 
 ROOT = Path(__file__).parents[1]
 DATA, DRAWN = STUDY, ROOT / "figures" / "drawn"
+DEFAULT = ROOT / "figures" / "data" / "tiny"  # manifest of the last reference run of the README's first command
 LEDGER = ROOT / "figures" / "data" / "reruns.csv"
 BLOCK = re.compile(r"(<!-- run: [^>]*-->\n).*?(<!-- /run -->)", re.S)
 NAMES = {"base": "base model", "sft": "SFT", "threshold": "threshold baseline", "rl": "SFT + GRPO"}
 
 
-def block(data: Path = DATA) -> str:
-    """Markdown: how long each stage of the committed run took, how much memory, and its Table 2."""
+def block(data: Path = DATA, default: Path = DEFAULT) -> str:
+    """Markdown: minutes and memory of the README's first command, and the committed run's Table 2.
+
+    They are of one run, unless the committed one is a longer study: its minutes stand apart then.
+    """
     run = Run(data)
-    stages = {name: attempts for name, attempts in run.manifest["stages"].items()}
-    minutes = {name: sum(a["minutes"] or 0 for a in attempts) for name, attempts in stages.items()}
+    apart = run.profile.partition("-")[0] != "tiny" and (default / "manifest.json").exists()
+    return "\n".join([*_minutes(Run(default) if apart else run), *([_took(run), ""] if apart else []), *_numbers(run)]) + "\n"
+
+
+def _stages(run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """({stage: minutes of all attempts}, {stage: largest peak of memory in GB})."""
+    stages = run.manifest["stages"].items()
+    return ({name: sum(a["minutes"] or 0 for a in attempts) for name, attempts in stages},
+            {name: max(a["peak_gb"] or 0 for a in attempts) for name, attempts in stages})
+
+
+def _took(run: Run) -> str:
+    minutes, seeds = sum(_stages(run)[0].values()), run.manifest["seeds"]
+    return (f"The numbers below and the drawings are those of the profile `{run.profile.partition('-')[0]}`, seeds "
+            f"{', '.join(map(str, seeds))}: {minutes / len(seeds):.0f} minutes a seed on {run.manifest['cores']} cores.")
+
+
+def _minutes(run: Run) -> list[str]:
+    minutes, memory = _stages(run)
     upto = sum(m for name, m in minutes.items() if name <= "06_evaluation")
-    peak = max(a["peak_gb"] or 0 for attempts in stages.values() for a in attempts)
     set_up = run.manifest.get("set_up_minutes")
     set_up = f"after {set_up:.1f} minutes of set-up, " if set_up else ""
     seeds = len(run.manifest["seeds"])
     lines = [
         f"The committed run (profile `{run.profile}`, {seeds} seed{'s' * (seeds > 1)}, {run.manifest['cores']} cores, "
         f"{run.manifest['cpu']}; failed attempts counted) took {sum(minutes.values()):.0f} minutes, {upto:.0f} of them to "
-        f"Table 2 and Figure 5, {set_up}and at most {peak:.1f} GB of memory.",
+        f"Table 2 and Figure 5, {set_up}and at most {max(memory.values()):.1f} GB of memory.",
         "",
         "| stage | minutes | peak memory, GB |",
         "|---|---|---|",
     ]
-    for name, attempts in stages.items():
-        lines.append(f"| {name} | {minutes[name]:.1f} | {max(a['peak_gb'] or 0 for a in attempts):.1f} |")
-    lines += ["", "PAUC / reply duplicates (percent) / seconds after the onset on its test videos: WEB (scene after scene), EGO (long, a "
+    return lines + [f"| {name} | {spent:.1f} | {memory[name]:.1f} |" for name, spent in minutes.items()] + [""]
+
+
+def _numbers(run: Run) -> list[str]:
+    lines = ["PAUC / reply duplicates (percent) / seconds after the onset on its test videos: WEB (scene after scene), EGO (long, a "
               "moving camera), TV (subtitles arrive as user turns), VAD (a static camera, one rare event). Silence has a PAUC of 25.", ""]
     lines += ["| | WEB | EGO | TV | VAD |", "|---|---|---|---|---|"]
     rows = run.rows("table2.csv")
     for model, name in NAMES.items():
         cells = [_cell([r for r in rows if (r["model"], r["domain"]) == (model, d)]) for d in ("WEB", "EGO", "TV", "VAD")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "-: fewer than 10 gold spans have more than one reply. FAIL: a reply at more than 90 percent of the turns."]
-    return "\n".join(lines) + "\n"
+    return [*lines, "", "-: fewer than 10 gold spans have more than one reply. FAIL: a reply at more than 90 percent of the turns."]
 
 
 def _cell(rows: list[dict]) -> str:
@@ -72,6 +96,19 @@ def filled(readme: str, data: Path = DATA) -> str:
     return BLOCK.sub(lambda m: m[1] + block(data) + m[2], readme)
 
 
+def frozen(commit: str) -> str:
+    """Digest of the claims' rules, today's and those of the commit a run was made with; UserError when they differ."""
+    then = subprocess.run(["git", "show", f"{commit}:figures/claims.yaml"], cwd=ROOT, capture_output=True, check=False)
+    if then.returncode:
+        raise UserError(f"Commit {commit or '(none)'} of the run is not known here: fetch it, its rules decide whether the run counts.")
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        file.write(then.stdout)
+        file.flush()
+        if rules_hash(Path(file.name)) != rules_hash():
+            raise UserError(f"figures/claims.yaml decides otherwise than at {commit[:7]}, where the run was made: run it anew.")
+    return rules_hash()
+
+
 def take(runs: list[Path], reason: str) -> None:
     """Put the results and manifests of these runs in place of the old ones, without models, videos and single predictions.
 
@@ -81,6 +118,7 @@ def take(runs: list[Path], reason: str) -> None:
     heads = [run.manifest for run in made]
     if len({head.get("profile_hash") for head in heads}) > 1:
         raise UserError(f"{', '.join(map(str, runs))} are not parts of one study: their settings differ (profile_hash).")
+    (rules,) = {frozen(head["commit"]) for head in heads}
     with tempfile.TemporaryDirectory(dir=DATA.parent) as folder:
         new = Path(folder) / "study"
         shutil.copytree(made[0].data, new, ignore=shutil.ignore_patterns("eval", "*_seed*.partial", ".*"))
@@ -90,17 +128,22 @@ def take(runs: list[Path], reason: str) -> None:
             write_csv(new / path.name, rows + [row for row in more if row.get("seed") not in seeds], list((rows + more)[0]))
         stages = {name: [a for head in heads for a in head["stages"].get(name, [])] for name in heads[0]["stages"]}
         seeds = sorted({seed for head in heads for seed in head["seeds"]})
-        write_json(new / "manifest.json", heads[0] | {"seeds": seeds, "stages": stages})
+        freeze = {"rules": rules, "settings": heads[0]["profile_hash"]}
+        write_json(new / "manifest.json", heads[0] | {"seeds": seeds, "stages": stages, "freeze": freeze})
+        if heads[0]["profile"] == "tiny":
+            write_json(DEFAULT / "manifest.json", read_json(new / "manifest.json"))
         shutil.rmtree(DATA, ignore_errors=True)
         shutil.move(new, DATA)
     draw()
     counts = Counter(claim["verdict"] for claim in read_json(DRAWN / "claims.json"))
     row = {"date": max(a["started"] for tries in stages.values() for a in tries)[:10], "profile": heads[0]["profile"],
            "seeds": " ".join(map(str, seeds)), "commit": " ".join(dict.fromkeys(head["commit"][:7] for head in heads)), "settings": heads[0]["profile_hash"][:12],
+           "rules": rules[:12],
            **{f"{model}_{domain}": _cell([r for r in Run(DATA).rows("table2.csv") if (r["model"], r["domain"]) == (model, domain)])
               for model in ("sft", "rl") for domain in ("WEB", "EGO")},
            "verdicts": ", ".join(f"{n} {name}" for name, n in sorted(counts.items())), "reason": reason}  # fmt: skip
-    write_csv(LEDGER, [*(read_csv(LEDGER) if LEDGER.exists() else []), row])
+    before = read_csv(LEDGER) if LEDGER.exists() else []
+    write_csv(LEDGER, [{key: line.get(key, "") for key in row} for line in [*before, row]])
 
 
 def draw() -> None:

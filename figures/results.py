@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
+from mmduet2kit.corpus.build import Dataset
+from mmduet2kit.dialogue import NO_REPLY
 from mmduet2kit.files import read_csv, read_json, write_csv
 from mmduet2kit.profile import Profile
 
@@ -15,6 +17,7 @@ COLUMNS = {
     "table5": "model seed accuracy_first_reply accuracy_time accuracy_time_content n status",
     "table6": "model domain seed pauc duplicate reply_turns status",
     "table7": "sft_interval rl_interval test_interval domain seed pauc duplicate reply_turns status",
+    "silence": "sft_interval no_reply_weight silent_turns answer_turns test_interval domain seed pauc reply_turns status",
     "per_video": f"experiment model sft_interval rl_interval test_interval domain seed question_id {' '.join(SUMS)}",
 }
 
@@ -58,6 +61,8 @@ class Tables:
             for test in (fine, coarse):
                 keys = {"sft_interval": sft, "rl_interval": rl, "test_interval": test}
                 self._watched(7, model, test, DOMAINS[:2], keys)
+        if self.profile.ablation.no_reply_weights:
+            self._silence(fine, coarse)
         self.rows["table3"] += (row | part for row, part in self._extra("speed", "threshold", "rl"))
         for row, part in self._extra("offline", "base", "sft", "rl"):
             for task in ("caption", "attribute_qa"):
@@ -66,6 +71,8 @@ class Tables:
         for row, part in self._extra("po", "threshold", "sft", "rl"):
             self.rows["table5"].append(row | {k: v if k == "n" else 100 * v for k, v in part.items()})
         for name, columns in COLUMNS.items():
+            if name == "silence" and not self.rows[name]:
+                continue
             filled = [{c: _tidy(row.get(c, "")) for c in columns.split()} for row in self.rows[name]]
             write_csv(self.profile.results / f"{name}.csv", filled, columns.split())
 
@@ -75,15 +82,27 @@ class Tables:
             path = self.profile.results / "eval" / f"{model}-seed{seed}.json"
             yield seed, read_json(path) if path.exists() else {}
 
-    def _watched(self, table: int, model: str, interval: float, domains, keys: Mapping) -> None:
+    def _silence(self, *intervals: float) -> None:
+        """SFT at each interval and NO REPLY weight on WEB, and how many turns of its data are silent and how many answer."""
+        usual = self.profile.sft.no_reply_weight
+        for interval in intervals:
+            turns = [turn.reply for d in Dataset(self.profile.data).sft(interval) for turn in d.turns if turn.reply is not None]
+            data = {"silent_turns": turns.count(NO_REPLY), "answer_turns": len(turns) - turns.count(NO_REPLY)}
+            for weight in sorted({usual, *self.profile.ablation.no_reply_weights}):
+                model = "sft" + f"-{interval:g}s" * (interval != self.profile.video.train_interval) + f"-w{weight:g}" * (weight != usual)
+                keys = {"sft_interval": interval, "no_reply_weight": weight, "test_interval": intervals[0]}
+                self._watched("silence", model, intervals[0], DOMAINS[:1], keys | data)
+
+    def _watched(self, table: int | str, model: str, interval: float, domains, keys: Mapping) -> None:
         """Add a model's rows at a test interval to a table, and its videos to per_video, both under `keys`."""
         for seed, found in self._runs(model):
             parts = {part["domain"]: part for part in found.get("proactive", ()) if part["interval"] == interval}
             for domain in domains:
                 part = parts.get(domain, {"rows": [], "pooled": {"status": "NOT RUN"}})
                 at = {**keys, "domain": domain, "seed": seed}
-                self.rows[f"table{table}"].append(at | part["pooled"])
-                self.rows["per_video"] += (row | at | {"experiment": f"T{table}"} for row in part["rows"])
+                self.rows[table if table in COLUMNS else f"table{table}"].append(at | part["pooled"])
+                if table not in COLUMNS:
+                    self.rows["per_video"] += (row | at | {"experiment": f"T{table}"} for row in part["rows"])
 
     def _extra(self, name: str, *models: str) -> Iterator[tuple[dict, dict]]:
         """(first columns of a row, what `--extras name` measured or {}) for every model and seed."""

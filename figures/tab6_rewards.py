@@ -16,6 +16,7 @@ def draw(run):
         *((label, {"model": model}, {"model": model}) for label, model in arms),
         ("- r_PAUC (ours)", None, {"model": "rl-no_pauc"}),
         ("released code's reward (ours)", None, {"model": "rl-upstream"}),
+        ("paper's, released code's denominators (ours)", None, {"model": "rl-denominators"}),
     ]
     columns = [
         (f"[{domain}]", ("pauc", "duplicate", "reply_turns"), {"domain": domain}, 1)
@@ -29,8 +30,9 @@ def draw(run):
         columns,
         [
             "FAIL: a reply at almost every turn, whether it concerns the question or not.",
-            "The paper removes three of the four terms; the row without r_PAUC is ours, and so is the one "
-            "with all terms as the released code computes them. All of the kit's "
+            "The paper removes three of the four terms; the row without r_PAUC is ours, and so are the one with all terms "
+            "as the released code computes them, and the one in which only r_in_span and r_pfx divide as it does, by turns "
+            "instead of replies. All of the kit's "
             "rows were trained for the same number of steps (profile: ablation.rl_steps).",
         ],
     )

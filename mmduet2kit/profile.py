@@ -134,7 +134,7 @@ class RL(_Training):
     beta: Amount
     clip: Size
     max_grad_norm: Size
-    variant: Literal["paper", "upstream"]
+    variant: Literal["paper", "upstream", "denominators"]
     weights: tuple[Amount, Amount, Amount, Amount]
     prefix_chars: Count
     eval_steps: Count
@@ -154,6 +154,7 @@ class Ablation(_Section):
     rl_steps: Count
     sft_steps: Count
     arms: list[str]
+    no_reply_weights: list[Size]  # of SFT at both intervals, beside sft.no_reply_weight
 
 
 class Profile(_Section):

@@ -244,6 +244,14 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
             for k, total in enumerate(group)
         ],
     )  # fmt: skip
+    write_csv(
+        results / "silence.csv",
+        [
+            {"sft_interval": interval, "no_reply_weight": weight, "silent_turns": 300 * (3 - interval), "answer_turns": 100,
+             "test_interval": 1.0, "domain": "WEB", "seed": s, "pauc": 50 - 20 * weight, "reply_turns": 2.0 / weight, "status": "ok"}
+            for interval in (1.0, 2.0) for weight in (0.25, 0.5, 1.0) for s in seeds
+        ],
+    )  # fmt: skip
     frames = []
     for k in range(20):
         image = np.full((56, 56, 3), 30 + 8 * k, np.uint8)

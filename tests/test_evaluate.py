@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import results
 from results import Tables
 
 from mmduet2kit import evaluate
@@ -102,6 +103,23 @@ def test_missing_runs_are_not_run(tmp_path, monkeypatch, case):
     for name in ("table3", "table4", "table5", "table6", "table7"):
         assert {r["status"] for r in read_csv(PROFILE.results / f"{name}.csv")} <= {"NOT RUN", "ok"}
     assert len(read_csv(PROFILE.results / "per_video.csv")) >= 1
+    assert not (PROFILE.results / "silence.csv").exists()  # tiny does not ask
+
+
+def test_arms_of_silence_stand_with_their_datas_turns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = load_profile("study@1")
+    turns = {2.0: ["NO REPLY", "NO REPLY", "A red circle.", None], 1.0: ["NO REPLY"] * 4 + ["A red circle."]}
+    data = SimpleNamespace(sft=lambda interval: [SimpleNamespace(turns=[SimpleNamespace(reply=r) for r in turns[interval]])])
+    monkeypatch.setattr(results, "Dataset", lambda folder: data)
+    pooled = {"pauc": 31.0, "reply_turns": 1.5, "status": "ok"}
+    part = {"domain": "WEB", "interval": 1.0, "rows": [], "pooled": pooled}
+    write_json(study.results / "eval" / "sft-1s-w1-seed1.json", {"proactive": [part]})
+    results.Tables(study).write()
+    rows = {(float(r["sft_interval"]), float(r["no_reply_weight"])): r for r in read_csv(study.results / "silence.csv")}
+    assert set(rows) == {(interval, weight) for interval in (1.0, 2.0) for weight in (0.5, 1.0)}
+    assert [r["status"] for r in rows.values()].count("ok") == 1 and rows[1.0, 1.0]["pauc"] == "31.0"
+    assert (rows[1.0, 1.0]["silent_turns"], rows[2.0, 1.0]["silent_turns"], rows[2.0, 0.5]["answer_turns"]) == ("4", "2", "1")
 
 
 def test_a_base_model_that_the_profile_names_is_used(monkeypatch):

@@ -100,7 +100,7 @@ def test_header_without_rows_is_not_run(tmp_path):
 
 def test_alt_text_and_data_stand_beside_each_figure(drawn):
     texts = [path for path in drawn["one"] if path.suffix == ".txt"]
-    assert len(texts) == 7
+    assert len(texts) == 8
     for path in texts:
         assert len(path.read_text()) > 80 and "NOT RUN" not in path.read_text()
         assert read_csv(path.with_suffix(".csv"))
@@ -176,3 +176,12 @@ def test_variants_are_compared_within_their_groups(runs, tmp_path):
     deviations = [row for row in read_csv(paths[".csv"]) if row["term"] == "pauc"]
     assert [float(row["deviation_within_groups"]) for row in deviations] == [
         pytest.approx(np.sqrt((3.5 + 0) / 2), abs=1e-4), pytest.approx(np.sqrt((3.5 + 3) / 2), abs=1e-4)]  # fmt: skip
+
+
+def test_silence_stands_over_the_weighted_odds_of_no_reply(runs, tmp_path):
+    """At 1 s there are 600 silent turns for 100 answers, at 2 s 300: weight 0.5 at 1 s and weight 1 at 2 s have the same odds."""
+    drawn = {path.suffix: path for path in scripts()["ours3_silence"].draw(runs["three"], tmp_path)}
+    rows = {(float(r["sft_interval"]), float(r["no_reply_weight"])): r for r in read_csv(drawn[".csv"])}
+    assert float(rows[1.0, 0.5]["odds"]) == float(rows[2.0, 1.0]["odds"]) == 3.0
+    assert float(rows[1.0, 0.25]["reply_turns"]) == 8.0 and len(rows) == 6 and rows[1.0, 0.25]["seeds"] == "3"
+    assert "1 s, weight 0.5 (odds 3.0): 4.0 replies, PAUC 40.0" in drawn[".txt"].read_text()

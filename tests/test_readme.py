@@ -2,13 +2,16 @@
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 
 import fake_results
 import pytest
+from claims import rules_hash
 
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, read_json, write_json
+from mmduet2kit.profile import load_profile
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -35,7 +38,8 @@ def test_committed_drawings_are_the_committed_runs(tmp_path, monkeypatch):
 
 def test_a_run_becomes_the_reference_run(tmp_path, monkeypatch):
     module = script()
-    for name, file in (("DATA", "study"), ("DRAWN", "drawn"), ("LEDGER", "reruns.csv")):
+    monkeypatch.setattr(module, "frozen", lambda commit: "rules")
+    for name, file in (("DATA", "study"), ("DRAWN", "drawn"), ("LEDGER", "reruns.csv"), ("DEFAULT", "tiny")):
         monkeypatch.setattr(module, name, tmp_path / file)
     for seed in (1, 2):
         fake_results.make(tmp_path / f"run-{seed}", (seed,))
@@ -50,10 +54,52 @@ def test_a_run_becomes_the_reference_run(tmp_path, monkeypatch):
     assert manifest["seeds"] == [1, 2] and manifest["stages"] == {name: 2 * tries for name, tries in once.items()}
     first, second = read_csv(tmp_path / "reruns.csv")
     assert (first["seeds"], second["seeds"], second["reason"]) == ("1", "1 2", "a second seed") and "MATCH" in second["verdicts"]
+    study = manifest | {"profile": "study-2", "seeds": [2]}
+    write_json(tmp_path / "run-2" / "manifest.json", study)
+    shown = module.block(tmp_path / "run-2" / "results", tmp_path / "tiny")  # a study's numbers, the first command's minutes
+    assert "(profile `tiny`, 2 seeds" in shown and "of the profile `study`, seeds 2:" in shown and "| SFT |" in shown
     write_json(tmp_path / "run-2" / "manifest.json", manifest | {"profile_hash": "another"})
     with pytest.raises(UserError, match="not parts of one study"):
         module.take([tmp_path / "study", tmp_path / "run-2"], "a mixture")
     assert read_csv(tmp_path / "study" / "table2.csv") == both
+
+
+def test_a_run_is_judged_by_the_rules_that_stood_before_it(tmp_path, monkeypatch):
+    """Prose may be mended after a run; what decides may not. The rules stand in a repository of their own here."""
+    module, rules = script(), tmp_path / "figures" / "claims.yaml"
+    rules.parent.mkdir()
+    text = (ROOT / "figures" / "claims.yaml").read_text()
+    rules.write_text(text)
+    for command in ("init -q", "add .", "-c user.name=x -c user.email=x@x commit -qm x"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "rules_hash", lambda path=rules: rules_hash(path))
+    assert module.frozen("HEAD") == rules_hash(rules)
+    rules.write_text(text.replace("RL raises PAUC above SFT", "PAUC is higher after RL than after SFT"))
+    assert module.frozen("HEAD") == rules_hash(rules)
+    rules.write_text(text.replace("rule: value > 0", "rule: value > -1", 1))
+    with pytest.raises(UserError, match="decides otherwise"):
+        module.frozen("HEAD")
+    with pytest.raises(UserError, match="not known here"):
+        module.frozen("0" * 40)
+
+
+def test_rules_and_settings_are_those_that_were_frozen():
+    """The committed run's; a setting that came later is no change of those it was made with."""
+    manifest = read_json(ROOT / "figures" / "data" / "study" / "manifest.json")
+    assert manifest["freeze"] == {"rules": rules_hash(), "settings": manifest["profile_hash"]}
+    last = [row for row in read_csv(ROOT / "figures" / "data" / "reruns.csv") if row["rules"]][-1]
+    assert manifest["freeze"]["rules"].startswith(last["rules"]) and manifest["profile_hash"].startswith(last["settings"])
+    now = load_profile(manifest["profile"].partition("-")[0]).model_dump(mode="json")
+
+    def kept(then, today):
+        if not isinstance(then, dict):
+            return then == today
+        return all(name in today and kept(value, today[name]) for name, value in then.items())
+
+    prose = ("name", "extends", "seeds", "purpose", "deviations")
+    changed = [name for name, value in manifest["settings"].items() if name not in prose and not kept(value, now.get(name))]
+    assert changed == [], "the settings of the committed run are frozen: run it anew, or make a profile of your own"
 
 
 def test_links_resolve():

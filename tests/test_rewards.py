@@ -72,6 +72,15 @@ def test_prefix_threshold_and_denominator(length, paper, upstream):
     assert reward(replies, variant="upstream").pfx == upstream
 
 
+def test_denominators_alone_change_only_what_is_divided_by():
+    """R4: one reply outside, of three replies and, by the paper's strict spans, of four turns outside (8, 10, 18 and 20 s)."""
+    assert terms(reward(R["R4"][0], variant="denominators")) == (0.5625, 0, -1 / 4, 0)
+    assert reward(R["R3"][0], variant="denominators") == reward(R["R3"][0])
+    assert reward({8: "good", 10: "fine"}, variant="denominators").pauc == reward({8: "good", 10: "fine"}).pauc
+    same = {4: "x" * 51 + "abc", 14: "x" * 51 + "y"}
+    assert reward(same, variant="denominators").pfx == reward(same, variant="upstream").pfx == -1 / 10
+
+
 def test_prefix_looks_at_any_earlier_text_and_is_literal():
     replies = {2: "other", 4: LONG + " one", 12: "else", 14: LONG + " two"}
     assert reward(replies).pfx == -1 / 4
@@ -171,7 +180,7 @@ rollouts = st.lists(texts, min_size=1, max_size=12).map(
 golds = st.lists(st.tuples(st.integers(0, 24), st.integers(1, 9), st.sampled_from("pqr")), max_size=4).map(
     lambda spans: [(start, start + width, text) for start, width, text in spans]
 )
-variants = st.sampled_from(["paper", "upstream"])
+variants = st.sampled_from(sorted(VARIANTS))
 
 
 def some_similarity(gold, text):

@@ -21,7 +21,8 @@ class Variant:
     prefix_at_least: bool = False  # a common prefix of exactly `prefix_chars` counts
 
 
-VARIANTS = {"paper": Variant(), "upstream": Variant(0.5, True, False, True, True, True)}
+VARIANTS = {"paper": Variant(), "upstream": Variant(0.5, True, False, True, True, True),
+            "denominators": Variant(outside_over_turns=True, prefix_over_turns=True)}  # the paper's but for these two
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def proactive_reward(turns: Iterable[tuple[float, str]], gold: Iterable[tuple[fl
     turns: (time in s, text) of the rolled-out assistant turns, NO REPLY turns kept. gold: (start, end, text).
     similarity(gold text, reply) -> 0..4; covered(earlier texts, reply) -> does it say nothing new? None from either
     drops that judgement, counted. Exact repeats and a reply with no text before it need no judge. history: assistant
-    texts before the segment (ground truth); they count for rep and pfx. variant: "paper", "upstream" or a `Variant`.
+    texts before the segment (ground truth); they count for rep and pfx. variant: of VARIANTS, or a `Variant`.
     weights: of pauc, rep, in_span, pfx. prefix_chars: upstream's value; the paper prints none. double_count: as upstream,
     rep counts a judged reply that is not the first distinct one of its span once more. A gold turn that starts after
     the last turn is skipped; the caller clips the others to its segment (under "paper" a reply on the clipped end is

@@ -137,15 +137,11 @@ class CsvLog(TrainerCallback):
             left = (now - self.started) / max(state.global_step - self.first, 1) * (self.total - state.global_step)
             self.say(f"step {state.global_step} of {self.total}, loss {logs['loss']:.4g}, {left / 60:.1f} min left")
 
-    def write(self) -> None:
+    def on_save(self, args, state, control, **kwargs):
         if self.rows:
             write_csv(self.path, self.rows)
 
-    def on_save(self, args, state, control, **kwargs):
-        self.write()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.write()
+    on_train_end = on_save
 
 
 class StopOnTerm(TrainerCallback):

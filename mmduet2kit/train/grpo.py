@@ -256,7 +256,7 @@ def _figure5(profile: Profile, dataset: Dataset, seed: int) -> Watch:
 
 def add_arguments(parser) -> None:
     add_profile_arguments(parser)
-    parser.add_argument("--arm", choices=[*ARMS, "upstream"], help="a term left out (Table 6), or the released code's reward")
+    parser.add_argument("--arm", choices=[*ARMS, "upstream", "denominators"], help="a term left out (Table 6), or another variant")
     parser.add_argument("--interval", type=positive, help="seconds between frames (default: the profile's)")
 
 

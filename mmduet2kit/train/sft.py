@@ -94,16 +94,18 @@ def in_span(dialogue: Dialogue) -> list[int]:
 def add_arguments(parser) -> None:
     add_profile_arguments(parser)
     parser.add_argument("--interval", type=positive, help="seconds between frames (default: the profile's)")
+    parser.add_argument("--no-reply-weight", type=positive, help="of NO REPLY turns in the loss (default: the profile's)")
     parser.add_argument("--threshold", action="store_true", help="train the threshold baseline instead")
 
 
 def run(args) -> None:
-    """`mmduet2 sft`: SFT from the base model; at another interval it is the ablation's arm `sft-<interval>s`."""
+    """`mmduet2 sft`: SFT from the base model; at another interval or NO REPLY weight an arm, `sft-1s`, `sft-w1`, `sft-1s-w1`."""
     profile = load_profile(args.profile)
-    interval = args.interval or profile.video.train_interval
-    arm = interval != profile.video.train_interval
-    name = ("threshold" if args.threshold else "sft") + (f"-{interval:g}s" if arm else "")
-    fit = profile.sft.model_copy(update={"steps": profile.ablation.sft_steps} if arm else {})
+    interval, weight = args.interval or profile.video.train_interval, args.no_reply_weight or profile.sft.no_reply_weight
+    arm = f"-{interval:g}s" if interval != profile.video.train_interval else ""
+    arm += f"-w{weight:g}" if weight != profile.sft.no_reply_weight else ""
+    name = ("threshold" if args.threshold else "sft") + arm
+    fit = profile.sft.model_copy(update={"no_reply_weight": weight} | ({"steps": profile.ablation.sft_steps} if arm else {}))
     dataset = Dataset(profile.data)
     train(
         profile, fit, sft_dialogues(profile, dataset, interval, args.seed), dataset, profile.model_dir("base", args.seed),
