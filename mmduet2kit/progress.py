@@ -69,7 +69,7 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
 
     def one(command: str) -> None:
         command, tail = [*command.split(), "--profile", profile], []
-        name = " ".join(part for part in command[:-2] if not part.startswith("-"))
+        name = " ".join(part.lstrip("-") for part in command[:-2])
         world = 1 if "--threshold" in command or shared.get(command[0], 1) % together else together
         reader, writer = os.pipe()
         children = [subprocess.Popen([sys.executable, "-m", "mmduet2kit", *command], stdout=writer, stderr=writer,
