@@ -1,7 +1,16 @@
-"""`python -m mmduet2kit` is the same as `mmduet2`."""
+"""`python -m mmduet2kit` is the same as `mmduet2`, and how `run_commands` starts a command, as several ranks too."""
 
+import os
 import sys
 
 from .cli import main
+from .progress import ranks
 
-sys.exit(main())
+try:
+    code = main()
+except SystemExit as stop:
+    code = stop.code
+if ranks() > 1:  # gloo's threads abort about one interpreter in ten that shuts down after DDP (torch 2.13), its work done
+    sys.stdout.flush()
+    os._exit(code)
+sys.exit(code)

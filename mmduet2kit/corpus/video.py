@@ -1,9 +1,8 @@
 """Video files to frames: decoding on the frame clock, Qwen2.5-VL's frame sizes, a cache of frames on disk.
 
-Time 0 is the first picture's presentation time, whatever the file's clock says. A picture is shown until the
-next one, the last for its own duration. Frame k (from 1) shows time (k-1)*interval and exists iff
-(k-1)*interval < duration. Times no more than a tick of the file's clock (at most 1 ms) apart count as equal,
-since containers round them.
+Time 0 is the first picture's presentation time, whatever the file's clock says. A picture is shown until the next one, the
+last for its own duration. Frame k (from 1) shows time (k-1)*interval and exists iff (k-1)*interval < duration. Times no more
+than a tick of the file's clock (at most 1 ms) apart count as equal, since containers round them.
 """
 
 import math

@@ -1,9 +1,8 @@
 """The judge that asks a language model, over any OpenAI-compatible endpoint (vLLM, SGLang, a paid one).
 
-The scales are those of the paper's judges (upstream: five levels in training, three in evaluation, yes or no for
-repetition); the prompts are the kit's own. Texts to be judged are handed over as JSON strings and called data, so a
-reply cannot end its own quotation, and only an answer that is nothing but a level counts: anything else is a failure,
-counted and never scored.
+The scales are those of the paper's judges (upstream: five levels in training, three in evaluation, yes or no for repetition);
+the prompts are the kit's own. Texts to be judged are handed over as JSON strings and called data, so a reply cannot end its
+own quotation, and only an answer that is nothing but a level counts: anything else is a failure, counted and never scored.
 """
 
 import json

@@ -93,16 +93,9 @@ class ProactiveGRPO(GRPOTrainer):
         self._metrics["train"]["completions/mean_length"].append(sampled / len(rollouts))
         seen = [[i for turn in s.dialogue.turns[: s.last] for i in turn.frames] for s in chosen]
         images = [list(self.dataset.frames(s.dialogue, which)) for s, which in zip(chosen, seen)]
-        return (
-            [r.prompt for r in rollouts],
-            [r.completion for r in rollouts],
-            [r.mask for r in rollouts],
-            [[{"role": "assistant", "content": text} for _, text in r.turns] for r in rollouts],
-            [r.logps for r in rollouts],
-            {"score": [r.reward for r in rollouts]},
-            images,
-            images,
-        )
+        said = [[{"role": "assistant", "content": text} for _, text in r.turns] for r in rollouts]
+        prompts, completions, masks, logps = zip(*((r.prompt, r.completion, r.mask, r.logps) for r in rollouts))
+        return [*prompts], [*completions], [*masks], said, [*logps], {"score": [r.reward for r in rollouts]}, images, images
 
     def _prepare_inputs(self, generation_batch):
         """A micro-batch without columns that are padding only; rollouts of one prompt, and of like length, stand together.
