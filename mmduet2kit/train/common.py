@@ -117,7 +117,6 @@ class CsvLog(TrainerCallback):
     def __init__(self, path: Path, columns: dict[str, str], total: int, say: Callable[[str], None] = print):
         self.path, self.columns, self.total, self.say = path, columns, total, say
         self.rows: list[dict] = []
-        self.started = self.last = self.spoken = time.monotonic()
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.path.exists() and state.global_step and state.is_world_process_zero:

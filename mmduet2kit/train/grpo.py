@@ -206,9 +206,6 @@ def train(
     return save(model, processor, out)
 
 
-KL_DIALOGUES = 8  # fixed ones, on which the KL divergence from the SFT model is measured at evaluation steps
-
-
 def kl_to(reference, collator: Collator) -> Callable[[Any], float]:
     """model -> its KL divergence from `reference` in nats a token, over the assistant's tokens of the collator's dialogues."""
     batch = collator([{"row": i} for i in range(len(collator.dialogues))])
@@ -224,6 +221,7 @@ def kl_to(reference, collator: Collator) -> Callable[[Any], float]:
     return lambda model: round(float(((here := logps(model)).exp() * (here - there.to(here.device))).sum(-1).mean()), 6)
 
 
+KL_DIALOGUES = 8  # fixed ones, on which the KL divergence from the SFT model is measured at evaluation steps
 ARMS = {"no_pauc": 0, "no_rep": 1, "no_in_span": 2, "no_pfx": 3}  # Table 6: the weight that is set to zero
 
 

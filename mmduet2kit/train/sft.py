@@ -102,8 +102,7 @@ def run(args) -> None:
     """`mmduet2 sft`: SFT from the base model; at another interval or NO REPLY weight an arm, `sft-1s`, `sft-w1`, `sft-1s-w1`."""
     profile = load_profile(args.profile)
     interval, weight = args.interval or profile.video.train_interval, args.no_reply_weight or profile.sft.no_reply_weight
-    arm = f"-{interval:g}s" if interval != profile.video.train_interval else ""
-    arm += f"-w{weight:g}" if weight != profile.sft.no_reply_weight else ""
+    arm = profile.sft_arm(interval, weight)
     name = ("threshold" if args.threshold else "sft") + arm
     fit = profile.sft.model_copy(update={"no_reply_weight": weight} | ({"steps": profile.ablation.sft_steps} if arm else {}))
     dataset = Dataset(profile.data)
