@@ -32,12 +32,31 @@ def evaluate(text: str, functions: Mapping[str, Callable], **names):
         raise UserError(f"claims.yaml: '{text}' is no rule ({error}): mend it.") from None
 
 
+class _Logs:
+    """Training logs of a run: means over all steps."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def means(self, column: str, model: str) -> dict[str, float]:
+        """{seed: mean of a column of train_<model>_seed<k>.csv}."""
+        found = {}
+        for seed in map(str, self.run.manifest.get("seeds", [])):
+            steps = [v for row in self.run.rows(f"train_{model}_seed{seed}.csv") if (v := number(row.get(column))) is not None]
+            if steps:
+                found[seed] = statistics.mean(steps)
+        if not found:
+            raise NotRun(f"no training log of {model}: {column}")
+        return found
+
+
 class Source:
     """Where values come from: the paper's files or a run's. Values stand by seed ("" in the paper)."""
 
     def __init__(self, run: Run, per_video: Resampler | None = None) -> None:
         self.per_video, self.curves = per_video or Resampler([]), run.rows("figure5.csv")
-        self.tables = {k: run.rows(f"table{k}.csv") for k in range(2, 8)}
+        self.tables = {k: run.rows(f"table{k}.csv") for k in range(2, 8)} | {"silence": run.rows("silence.csv")}
+        self.logs = _Logs(run)
         for row in self.tables[3]:  # the paper counts no decisions, but both models saw the same videos
             wall = number(row.get("wall_s"))
             row["wall_per_decision"] = "" if wall is None else wall / (number(row.get("decisions")) or 1)
@@ -47,6 +66,8 @@ class Source:
         where = f"table {table}: {column} of {', '.join(f'{k} {v}' for k, v in filters.items() if v != '')}"
         if table == "f5":
             return self._curve(column, **filters), False, None
+        if table == "log":
+            return self.logs.means(column, **filters), False, None
         rows = [r for r in select(self.tables[table], **filters) if r.get("status", "ok") != NOT_RUN]
         failed, found = any(row.get("status") == FAIL for row in rows), {}
         for seed in dict.fromkeys(row.get("seed", "") for row in rows):
@@ -79,7 +100,7 @@ class Source:
 
 
 def _functions(lookup: Callable) -> dict[str, Callable]:
-    tables = {**{f"t{k}": k for k in range(2, 8)}, "f5": "f5"}
+    tables = {**{f"t{k}": k for k in range(2, 8)}, "f5": "f5", "log": "log", "silence": "silence"}
     return {name: lambda column, _of=of, **filters: lookup(_of, column, filters) for name, of in tables.items()}
 
 
@@ -157,15 +178,35 @@ def read_claims(path: Path = FIGURES / "claims.yaml") -> list[dict]:
         for choice in itertools.product(*loop.values()):
             made = dict(entry, id="-".join([entry["id"], *map(str, choice)]))
             for name, one in zip(loop, choice):
-                made = {key: text.replace(f"{{{name}}}", str(one)) if isinstance(text, str) else text
-                        for key, text in made.items()}
+                made = _filled(made, f"{{{name}}}", str(one))
             claims.append(made)
     return claims
 
 
+def _filled(node, name: str, text: str):
+    """A claim with `name` replaced in all its texts."""
+    if isinstance(node, dict):
+        return {key: _filled(one, name, text) for key, one in node.items()}
+    if isinstance(node, list):
+        return [_filled(one, name, text) for one in node]
+    return node.replace(name, text) if isinstance(node, str) else node
+
+
+def explained(claim: Mapping, source: Source) -> str:
+    """What the run's experiments say about a claim that DIFFERS (`because`); an experiment that was not run says nothing."""
+    told = []
+    for one in claim.get("because", ()):
+        functions = _functions(lambda *key: statistics.mean(source.values(*key)[0].values()))
+        try:
+            told.append(one["words"].format(*(evaluate(text, functions) for text in one["values"])))
+        except UNDRAWN:
+            continue
+    return " ".join(told)
+
+
 def rules_hash(path: Path = FIGURES / "claims.yaml") -> str:
     """Digest of all that decides a verdict, without prose: frozen before the claims' seeds are run."""
-    prose = ("sentence", "source", "unit", "guard_words")
+    prose = ("sentence", "source", "unit", "guard_words", "because")
     deciding = [{key: value for key, value in claim.items() if key not in prose} for claim in read_claims(path)]
     return sha256_text(json.dumps(deciding, sort_keys=True))
 
@@ -186,7 +227,7 @@ def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[di
     except UNDRAWN as error:
         ours, broken = None, why(error)
     for claim in read_claims(path):
-        paper = kit = None
+        paper, kit, because = None, None, ""
         try:
             paper = measure({**claim, "guard": "1"}, theirs)
             said, _ = verdict({**claim, "tolerance": claim["tolerance"] or 0}, paper, paper)
@@ -198,10 +239,11 @@ def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[di
             kit = measure(claim, ours)
             word, reason = verdict(claim, kit, paper)
             reason = f"{reason} ({_how(kit)})"
+            because = explained(claim, ours) if word == DIFFERS else ""
         except UNDRAWN as error:
             kit, word, reason = None, NOT_RUN, why(error)
         if run.smoke:
-            word, reason = NOT_RUN, "smoke profile: its numbers mean nothing"
+            word, reason, because = NOT_RUN, "smoke profile: its numbers mean nothing", ""
         shown = kit if kit and not run.smoke else {"per_seed": [], "seeds": [], "interval": None}
         entries.append({
             "id": claim["id"], "sentence": claim["sentence"], "unit": claim["unit"],
@@ -209,7 +251,7 @@ def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[di
             "kit": [_round(value) if np.isfinite(value) else FAIL for value in shown["per_seed"]],
             "seeds": shown["seeds"], "interval": shown["interval"] and list(map(_round, shown["interval"])),
             "rule": f"value = {claim['value']}; {claim['rule']}", "tolerance": claim["tolerance"],
-            "verdict": word, "paper_verdict": said, "reason": reason, "source": claim["source"]})
+            "verdict": word, "paper_verdict": said, "reason": reason, "explained": because, "source": claim["source"]})
     return entries
 
 

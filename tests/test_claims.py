@@ -10,7 +10,7 @@ import pytest
 import stages
 
 from mmduet2kit.errors import UserError
-from mmduet2kit.files import read_csv, write_csv
+from mmduet2kit.files import read_csv, write_csv, write_json
 from tables import Run
 
 
@@ -224,3 +224,32 @@ def test_paper_tables_are_read_as_a_source():
     )[0] == {"": 34.7}
     value, failed, _ = source.values(6, "pauc", {"model": "rl-no_in_span", "domain": "EGO"})
     assert failed and np.isnan(value[""])
+
+
+def test_what_differs_is_explained_by_the_runs_own_experiments(results, tmp_path):
+    """Numbers of other tables and of training logs; where the experiment was not run nothing is said."""
+    def worse(row):
+        if (row["model"], row["domain"]) == ("rl-no_in_span", "WEB"):
+            row["reply_turns"] = 0.1
+        return row
+
+    name = "no-in_span-multiplies-WEB"
+    found = change(results, tmp_path / "a", "table6.csv", worse)[name]
+    assert found["verdict"] == "DIFFERS" and found["explained"] == ""  # no training log there
+    write_json(tmp_path / "b" / "manifest.json", {"seeds": [1, 2], "profile": "study", "settings": {"meaningful": True}})
+    for seed, share in ((1, 0.1), (2, 0.3)):
+        rows = [{"step": k} | {f"share_{term}": share for term in ("pauc", "rep", "in_span", "pfx")} for k in range(3)]
+        write_csv(tmp_path / "b" / f"train_rl_seed{seed}.csv", rows)
+    found = change(results, tmp_path / "b", "table6.csv", worse)[name]
+    assert "r_in_span brings 20 percent" in found["explained"] and "{" not in found["explained"]
+    held = claims.judge_all(results)
+    assert not any(entry["explained"] for entry in held if entry["verdict"] != "DIFFERS")
+
+
+def test_explanations_decide_nothing(tmp_path):
+    text = (claims.FIGURES / "claims.yaml").read_text()
+    path = tmp_path / "claims.yaml"
+    path.write_text(text.replace("Decisions a span", "Something else"))
+    assert claims.rules_hash(path) == claims.rules_hash()
+    path.write_text(text.replace("rule: value > 0", "rule: value > 1", 1))
+    assert claims.rules_hash(path) != claims.rules_hash()
