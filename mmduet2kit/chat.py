@@ -44,18 +44,29 @@ class Encoded:
         self.weights += [weight if learn else 0.0] * len(ids)
 
 
-class ChatEncoder:
-    """Encodes dialogues for one tokenizer. `tokens_per_frame` is the number of visual tokens of every frame."""
+FORMS = ("turns", "frames")
 
-    def __init__(self, tokenizer, tokens_per_frame: int):
-        self.tokenizer = tokenizer
+
+class ChatEncoder:
+    """Encodes dialogues for one tokenizer. `tokens_per_frame` is the number of visual tokens of every frame.
+
+    form: `turns`, the paper's (section 4.1), or `frames`, its Appendix A: the user's turn stays open, and where the model
+    decides, the next token is `<|vision_start|>` (one more frame) or `<|im_end|>` (its own turn); silence adds no token.
+    """
+
+    def __init__(self, tokenizer, tokens_per_frame: int, form: str = "turns"):
+        self.tokenizer, self.form = tokenizer, form
         self.tokens_per_frame = tokens_per_frame
         ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIALS}
         self.im_start, self.im_end = ids["<|im_start|>"], ids["<|im_end|>"]
         self.image_pad = ids["<|image_pad|>"]
         self.newline = self._text("\n")
         self.header = [self.im_start, *self._text("assistant\n")]
+        if form == "frames":  # the user's turn is still open when the model speaks
+            self.header = [self.im_end, *self.newline, *self.header]
+        self.vision_start = ids["<|vision_start|>"]
         self.frame = [ids["<|vision_start|>"], *[self.image_pad] * tokens_per_frame, ids["<|vision_end|>"]]
+        self.silence = self.reply(NO_REPLY)
         # A sampled vision token would crash the forward pass or, worse, drop all images silently (trl, transformers).
         self.never_sampled = [ids[name] for name in SPECIALS if name != "<|im_end|>"]
 
@@ -69,12 +80,13 @@ class ChatEncoder:
     def system(self, text: str) -> list[int]:
         return [self.im_start, *self._text(f"system\n{text}"), self.im_end, *self.newline]
 
-    def user(self, turn: Turn) -> list[int]:
-        """A user turn, closed: frames, then text."""
-        if not turn.frames:
-            return [self.im_start, *self._text(f"user\n{turn.text or ''}"), self.im_end, *self.newline]
-        words = self._text(turn.text) if turn.text else []
-        return [self.im_start, *self._text("user\n"), *self.frame * len(turn.frames), *words, self.im_end, *self.newline]
+    def user(self, turn: Turn, begun: bool = False) -> list[int]:
+        """A user turn, closed: frames, then text. In the format `frames` it stays open, and `begun` says that it is already."""
+        apart = bool(turn.frames) or self.form == "frames"  # else the words follow "user" at once, and are one text with it
+        start = [] if begun else [self.im_start, *self._text("user\n" if apart else f"user\n{turn.text or ''}")]
+        words = self._text(turn.text) if turn.text and apart else []
+        end = [] if self.form == "frames" else [self.im_end, *self.newline]
+        return [*start, *self.frame * len(turn.frames), *words, *end]
 
     def reply(self, text: str) -> list[int]:
         """What the assistant itself writes: its words and the end token (the newline after it is the environment's)."""
@@ -87,20 +99,30 @@ class ChatEncoder:
     def encode(self, dialogue: Dialogue, no_reply_weight: float = 1.0, silence: bool = True) -> Encoded:
         """Encode a dialogue; labels on assistant turns only, end token included.
 
-        `no_reply_weight` weighs the loss of NO REPLY turns. With `silence=False` silent turns leave no tokens at all and
-        `decisions` lists where a threshold model decides (the last token of each user turn with frames).
+        `no_reply_weight` weighs the loss of NO REPLY turns (in the format `frames`: of the choice of one more frame). With
+        `silence=False` silent turns leave no tokens at all. `decisions` lists where the model decides in the format `frames`,
+        or a threshold model does (the last token of each user turn with frames).
         """
-        out = Encoded()
+        out, begun, silent, frames = Encoded(), False, False, self.form == "frames"
         out.add(self.system(dialogue.system))
         for number, turn in enumerate(dialogue.turns):
-            out.add(self.user(turn))
+            ids = self.user(turn, begun)
+            if frames and silent and ids[:1] == [self.vision_start]:
+                out.add(ids[:1], learn=True, weight=no_reply_weight)
+                ids = ids[1:]
+            out.add(ids)
             out.frames += turn.frames
+            begun, silent = frames, False
             if turn.reply is None:
                 continue
             out.decisions.append((len(out.ids) - 1, number))
             silent = turn.reply == NO_REPLY
+            if frames and silent:
+                continue
             if silence or not silent:
-                out.add(self.header)
+                out.add(self.header[:1], learn=frames)
+                out.add(self.header[1:])
                 out.add(self.reply(turn.reply), learn=True, weight=no_reply_weight if silent else 1.0)
                 out.add(self.newline)
+                begun = False
         return out

@@ -14,13 +14,14 @@ from .corpus.dialogues import from_benchmark
 from .corpus.films import load_scenes
 from .corpus.world import facts
 from .dialogue import NO_REPLY, Dialogue
+from .engines import Session, StreamEngine, VLLMEngine
 from .errors import UserError
 from .files import read_json, sha256_file, write_csv, write_json, write_jsonl
 from .model import load
 from .profile import Profile, add_profile_arguments, load_profile, positive
 from .score import MemoJudge, get_judge, score_question, totals
 from .score.streamingbench import all_rules
-from .stream import Greedy, Stream, run as play
+from .stream import Greedy
 from .train.common import HEAD, encoder_for
 
 
@@ -36,9 +37,10 @@ class Watched:
 class Evaluator:
     """Runs one model over a dataset's records; `head` and `threshold` make it a threshold model."""
 
-    def __init__(self, profile: Profile, dataset: Dataset, model, processor, head=None, threshold: float = 0.5):
+    def __init__(self, profile: Profile, dataset: Dataset, model, processor, head=None, threshold: float = 0.5, engine=None):
         self.profile, self.dataset, self.model, self.processor = profile, dataset, model, processor
         self.head, self.threshold = head, threshold
+        self.engine = engine or StreamEngine(model, getattr(processor, "image_processor", None))
         self.judge = MemoJudge(get_judge("exact"))
 
     def dialogue(self, record: dict, interval: float) -> Dialogue:
@@ -62,15 +64,12 @@ class Evaluator:
         for at in range(0, len(order), batch):
             chosen = order[at : at + batch]
             frames = [self.dataset.frames(dialogues[i]) for i in chosen]
-            encoder = encoder_for(self.processor, frames[0])
-            stream = Stream(self.model, encoder, self.processor.image_processor, len(chosen))
-            for row, i in enumerate(chosen):
-                stream.pending[row] = encoder.system(dialogues[i].system)
-            features, turns = [stream.see(f) for f in frames], [dialogues[i].turns for i in chosen]
-            said = play(
-                stream, turns, features, Greedy(), self.profile.evaluate.max_new_tokens,
+            encoder = encoder_for(self.processor, frames[0], getattr(self.model.config, "chat_form", "turns"))
+            sessions = [Session(encoder.system(dialogues[i].system), f, dialogues[i].turns) for i, f in zip(chosen, frames)]
+            said = self.engine.play(
+                encoder, sessions, Greedy(), self.profile.evaluate.max_new_tokens,
                 decide=head and (lambda hidden: head(hidden).squeeze(-1).sigmoid()),
-                threshold=[thresholds[i] for i in chosen] if head else 0.0,
+                thresholds=[thresholds[i] for i in chosen] if head else 0.0,
             )  # fmt: skip
             for i, spoken in zip(chosen, said):
                 out[i] = [one.text for one in spoken]
@@ -121,10 +120,12 @@ class Evaluator:
         return all_rules(items, self.profile.evaluate.po_window)
 
     def wall_time(self, records: Sequence[dict], interval: float) -> dict:
-        """Table 3: seconds for these videos one after another, plain generation at every decision."""
-        self.watch(records[:1], interval, batch=1)  # warm-up
+        """Table 3: seconds for these videos one after another, plain generation at every decision (silence not verified ahead)."""
+        plain = Evaluator(self.profile, self.dataset, self.model, self.processor, self.head, self.threshold,
+                          StreamEngine(self.model, self.processor.image_processor, ahead=False))  # fmt: skip
+        plain.watch(records[:1], interval, batch=1)  # warm-up
         started = time.perf_counter()
-        watched = self.watch(records, interval, batch=1)
+        watched = plain.watch(records, interval, batch=1)
         seconds = time.perf_counter() - started
         counts, decisions = [len(w.replies) for w in watched], sum(w.decisions for w in watched)
         means = {"reply_turns": float(np.mean(counts)), "reply_turns_std": float(np.std(counts))}
@@ -201,6 +202,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--model", default="rl", help="base, sft, threshold, rl, rl-no_rep, sft-1s, ... (default: rl)")
     parser.add_argument("--domains", default="WEB,EGO,TV,VAD", help="default: WEB,EGO,TV,VAD")
     parser.add_argument("--intervals", default="", help="seconds between frames, by commas (default: the profile's)")
+    parser.add_argument("--engine", choices=("stream", "vllm"), default="stream", help="who generates (default: stream)")
     parser.add_argument("--extras", default="", help="any of offline,po,speed by commas")
 
 
@@ -221,7 +223,8 @@ def run(args) -> None:
         raise UserError(f"--intervals {args.intervals!r}: give multiples of {stored:g} s, by commas.") from None
     model, processor = load(folder, profile.model.dtype, profile.model.attention)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    evaluator = Evaluator(profile, dataset, model, processor)
+    engine = VLLMEngine(folder, profile.model.dtype) if args.engine == "vllm" else None
+    evaluator = Evaluator(profile, dataset, model, processor, engine=engine)
     weights = [dataset.key, *(sha256_file(path) for kind in ("*.safetensors", "*.pt") for path in sorted(folder.glob(kind)))]
     out = {"model": args.model, "seed": seed, "weights": weights, "proactive": []}
     if args.model == "threshold":
@@ -247,6 +250,7 @@ def run(args) -> None:
     if "speed" in extras:
         records = evaluator.records("test", "WEB", profile.evaluate.speed_videos)
         out["speed"] = evaluator.wall_time(records, profile.video.test_interval)
+    out["engine"] = {"name": args.engine, **evaluator.engine.counts}
     file = place / f"{args.model}-seed{seed}.json"
     if file.exists() and (before := read_json(file)).get("weights") == out["weights"]:  # what was not measured now stays
         new = {(part["domain"], part["interval"]) for part in out["proactive"]}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .attention import WINDOWS
 from .chat import SPECIALS
 from .errors import UserError
 from .profile import Model
@@ -53,7 +54,7 @@ def make_model(spec: Model, tokenizer, seed: int):
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIALS}
     config = Qwen2_5_VLConfig(
         text_config=dict(
-            vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=spec.hidden, num_hidden_layers=spec.layers,
+            vocab_size=-(-max(len(tokenizer), spec.vocabulary) // 64) * 64, hidden_size=spec.hidden, num_hidden_layers=spec.layers,
             num_attention_heads=spec.heads, num_key_value_heads=spec.kv_heads, head_dim=spec.head_dim,
             intermediate_size=spec.intermediate, max_position_embeddings=32768,
             rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0,
@@ -65,7 +66,7 @@ def make_model(spec: Model, tokenizer, seed: int):
             depth=spec.vision_layers, hidden_size=spec.vision_hidden, num_heads=spec.vision_heads,
             intermediate_size=spec.vision_intermediate, out_hidden_size=spec.hidden, patch_size=14,
             spatial_merge_size=2, temporal_patch_size=2, window_size=112,
-            fullatt_block_indexes=[spec.vision_layers - 1], initializer_range=spec.init_range,
+            fullatt_block_indexes=[*range(7, spec.vision_layers - 1, 8), spec.vision_layers - 1], initializer_range=spec.init_range,
         ),
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
@@ -109,7 +110,10 @@ def load_model(folder: Path | str, dtype: str = "float32", attention: str = "sdp
         config = Qwen2_5_VLConfig.get_config_dict(folder)[0]  # without one, transformers would build its default: billions
         if config.get("model_type") != "qwen2_5_vl" or "vision_config" not in config:
             raise ValueError("its config.json is not a Qwen2.5-VL's")
-        return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **kind)
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **kind)
+        if attention == "sdpa":
+            model.model.visual.config._attn_implementation = WINDOWS
+        return model
 
     return _loaded("model", folder, get)
 
@@ -138,7 +142,7 @@ def freeze_vision(model) -> None:
         parameter.requires_grad_(name.startswith("merger"))
 
 
-def pixels(image_processor, frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def pixels(image_processor, frames: np.ndarray, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """Frames [N, H, W, 3] uint8 -> (pixel_values [N * patches, 1176], image_grid_thw [N, 3]) for the vision tower.
 
     The same numbers as the processor gives for pictures that need no resizing (a test compares them), in one pass over
@@ -147,8 +151,8 @@ def pixels(image_processor, frames: np.ndarray) -> tuple[torch.Tensor, torch.Ten
     patch, merge, twice = image_processor.patch_size, image_processor.merge_size, image_processor.temporal_patch_size
     count, height, width, _ = frames.shape
     rows, columns = height // patch, width // patch
-    mean, std = (torch.tensor(v) for v in (image_processor.image_mean, image_processor.image_std))
-    x = (torch.from_numpy(np.ascontiguousarray(frames)).float() / 255 - mean) / std
+    mean, std = (torch.tensor(v, device=device) for v in (image_processor.image_mean, image_processor.image_std))
+    x = (torch.from_numpy(np.ascontiguousarray(frames)).to(device).float() / 255 - mean) / std
     x = x.view(count, rows // merge, merge, patch, columns // merge, merge, patch, 3)
     x = x.permute(0, 1, 4, 2, 5, 7, 3, 6).unsqueeze(6)  # frame, row, column, within the merge, channel, time, pixel
     x = x.expand(*x.shape[:6], twice, patch, patch)

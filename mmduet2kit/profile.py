@@ -125,6 +125,7 @@ class Fit(_Training):
 class RL(_Training):
     prompts: Count  # dialogues a step
     group: Annotated[int, Field(ge=2)]  # rollouts a dialogue
+    engine: Literal["stream", "vllm"]  # who rolls out (engines.py)
     batch = property(lambda self: self.prompts * self.group)
     temperature: Size
     top_k: Whole

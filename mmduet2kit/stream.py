@@ -3,64 +3,25 @@
 Many sessions run as one batch although their turns and ends differ: every row of the cache has its own length, so there
 are no holes and no left padding. M-RoPE positions are explicit (trl_design: the obvious `generate` calls on a cache that
 is not empty fail or are silently wrong). Float32 results equal a full re-encode to about 1e-6 (tests/test_stream.py).
+
+Silence is cheap: the tokens of NO REPLY are fed together with the turn, and the model's choice is checked at each of them
+(`ahead`); where it chooses otherwise, the row goes back to the last token both agree on. A stream longer than its `limit`
+forgets its oldest frames (`Stream.forget`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 
+from .cache import RaggedCache, Replay, read
 from .chat import ChatEncoder
-from .dialogue import Turn
+from .dialogue import NO_REPLY, SUBTITLE, Turn
+from .errors import UserError
 from .model import pixels
-
-
-class RaggedCache:
-    """Keys and values [rows, heads, capacity, dim] a layer; row r holds its first `lengths[r]` positions.
-
-    Stands in for transformers' Cache: attention calls `update` once a layer with the new keys of the rows set by `begin`.
-    """
-
-    def __init__(self, layers: int, rows: int):
-        self.lengths = torch.zeros(rows, dtype=torch.long)
-        self.buffers: list[list[torch.Tensor] | None] = [None] * layers
-
-    def begin(self, rows: torch.Tensor, counts: torch.Tensor, width: int) -> torch.Tensor:
-        """Announce `counts[i]` new tokens (of `width` slots, right-padded) for each row; returns the mask [R, 1, width, keys]."""
-        self.rows, start = rows, self.lengths[rows]
-        self.places = start[:, None] + torch.arange(width)  # [R, width]
-        self.keys = int((start + width).max())
-        self.whole = len(rows) == len(self.lengths) and bool((rows == torch.arange(len(rows))).all())
-        self.lengths[rows] = start + counts
-        return (torch.arange(self.keys) <= self.places[..., None])[:, None]
-
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new keys and values [R, heads, width, dim]; return all of these rows' up to the longest."""
-        out, buffers = [], self.buffers[layer]
-        if buffers is None:
-            buffers = self.buffers[layer] = [self._grown(None, key) for _ in range(2)]
-        elif buffers[0].shape[2] < self.keys:
-            buffers = self.buffers[layer] = [self._grown(old, key) for old in buffers]
-        for buffer, new in zip(buffers, (key, value)):
-            buffer[self.rows[:, None], :, self.places] = new.transpose(1, 2)
-            out.append(buffer[:, :, : self.keys] if self.whole else buffer[self.rows, :, : self.keys])
-        return out[0], out[1]
-
-    def _grown(self, old: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-        capacity = max(256, int(self.keys * 1.5))
-        new = like.new_zeros(len(self.lengths), like.shape[1], capacity, like.shape[3])
-        if old is not None:
-            new[:, :, : old.shape[2]] = old
-        return new
-
-    def fork(self, copies: int) -> "RaggedCache":
-        """A cache with every row repeated `copies` times: the rollouts of a group share their history's work."""
-        other = RaggedCache(len(self.buffers), 0)
-        other.lengths = self.lengths.repeat_interleave(copies)
-        other.buffers = [b and [t.repeat_interleave(copies, dim=0) for t in b] for b in self.buffers]
-        return other
 
 
 @dataclass
@@ -89,7 +50,7 @@ class Sampler:
     """
 
     def __init__(self, keys: Sequence[tuple[int, ...]], temperature: float, top_k: int = 0):
-        self.temperature, self.top_k = temperature, top_k
+        self.temperature, self.top_k, self.keys = temperature, top_k, keys
         self.draws = [np.random.Generator(np.random.Philox(np.random.SeedSequence(key))) for key in keys]
 
     def __call__(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
@@ -102,38 +63,66 @@ class Sampler:
         return (cumulative <= uniform * cumulative[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
 
 
-class Stream:
-    """A batch of streaming sessions of one model; row r is one session. All methods run without gradients."""
+@dataclass
+class Heard:
+    """One user turn as a session remembers it: its text, its frames' features [n, tokens, hidden], the reply's ids."""
 
-    def __init__(self, model, encoder: ChatEncoder, image_processor, rows: int):
+    text: str | None
+    features: torch.Tensor | None
+    reply: list[int] | None = None
+
+
+class Stream:
+    """A batch of streaming sessions of one model; row r is one session. All methods run without gradients.
+
+    limit: tokens that a session may hold (0: no limit, and nothing is remembered for re-encoding).
+    ahead: feed NO REPLY with the turn and verify it in one forward. graphs: decode with fixed shapes (`cache.Replay`; compiled,
+    if so wanted), in a cache of `capacity` tokens a row (default: the limit).
+    """
+
+    def __init__(self, model, encoder: ChatEncoder, image_processor, rows: int, *, limit: int = 0, ahead: bool = True,
+                 graphs: bool = False, compiled: bool = False, capacity: int = 0):
         self.model, self.encoder, self.image_processor = model, encoder, image_processor
-        self.cache = RaggedCache(model.config.text_config.num_hidden_layers, rows)
+        self.limit, self.ahead, self.graphs, self.compiled = limit, ahead, graphs, compiled
+        self.cache = RaggedCache(model.config.text_config.num_hidden_layers, rows, (capacity or limit) if graphs else 0)
         self.positions = torch.zeros(rows, dtype=torch.long)
         self.pending: list[list[int]] = [[] for _ in range(rows)]
+        self.start: list[list[int]] = [[] for _ in range(rows)]
+        self.heard: list[list[Heard]] = [[] for _ in range(rows)]
+        self.begun = [False] * rows  # format `frames`: is the user's turn open?
         self.grid: tuple[int, int] | None = None  # rows and columns of tokens of a frame, known once one was seen
+        self.counts: Counter = Counter()  # decisions, silent, accepted (silences verified ahead), forwards, forgotten
+        self.replay: Replay | None = None
 
     def fork(self, copies: int) -> "Stream":
         """Every session repeated `copies` times, one after another."""
-        other = Stream(self.model, self.encoder, self.image_processor, 0)
+        other = Stream(self.model, self.encoder, self.image_processor, 0, limit=self.limit, ahead=self.ahead,
+                       graphs=self.graphs, compiled=self.compiled)  # fmt: skip
         other.cache, other.positions = self.cache.fork(copies), self.positions.repeat_interleave(copies)
-        other.pending = [list(p) for p in self.pending for _ in range(copies)]
-        other.grid = self.grid
+        for name in ("pending", "start", "heard"):
+            setattr(other, name, [list(one) for one in getattr(self, name) for _ in range(copies)])
+        other.grid, other.begun = self.grid, [one for one in self.begun for _ in range(copies)]
         return other
+
+    def begin(self, row: int, ids: Sequence[int]) -> None:
+        """How a session starts (the system prompt's ids); fed with its first turn."""
+        self.start[row], self.pending[row] = list(ids), list(ids)
 
     @torch.no_grad()
     def see(self, frames: np.ndarray) -> torch.Tensor:
         """Vision features of frames [N, H, W, 3]: [N, tokens, hidden]."""
-        values, grid = pixels(self.image_processor, frames)
+        values, grid = pixels(self.image_processor, frames, self.model.device)
         visual = self.model.model.visual
-        features = visual(values.to(self.model.device, visual.dtype), grid_thw=grid.to(self.model.device)).pooler_output
+        features = visual(values.to(visual.dtype), grid_thw=grid.to(self.model.device)).pooler_output
         self.grid = (int(grid[0, 1]) // 2, int(grid[0, 2]) // 2)
         return features.view(len(frames), -1, features.shape[-1])
 
     @torch.no_grad()
-    def feed(self, rows: Sequence[int], chunks: Sequence[list[int]], features: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    def feed(self, rows: Sequence[int], chunks: Sequence[list[int]], features: Sequence[torch.Tensor | None],
+             last: int = 1) -> torch.Tensor:  # fmt: skip
         """Append token chunks to sessions; `features[i]` [n, tokens, hidden] fills chunk i's image tokens in order.
 
-        Returns the hidden state after each chunk's last token, [len(rows), hidden].
+        Returns the hidden states after each chunk's `last` last tokens, [len(rows), last, hidden].
         """
         width, device = max(map(len, chunks)), self.model.device
         which = torch.tensor(rows)
@@ -151,49 +140,160 @@ class Stream:
             real = torch.arange(width) < counts[:, None]
             images = (ids == self.encoder.image_pad) & real.to(device)
             embeddings[images] = torch.cat(seen).to(embeddings.dtype)
-        mask = self.cache.begin(which, counts, width).to(device)
-        hidden = self.model.model.language_model(
-            inputs_embeds=embeddings,
-            position_ids=positions,
-            attention_mask={"full_attention": mask},
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden[torch.arange(len(rows)), counts - 1]
+        hidden = read(self.model, self.cache, embeddings, positions, self.cache.begin(which, counts, width, device))
+        self.counts["forwards"] += 1
+        return hidden[torch.arange(len(rows))[:, None], counts[:, None] - last + torch.arange(last)]
+
+    def _go_back(self, row: int, tokens: int) -> None:
+        """Take the last text tokens of a session's cache back."""
+        self.cache.lengths[row] -= tokens
+        self.positions[row] -= tokens
+
+    @torch.no_grad()
+    def _next(self, rows: Sequence[int]) -> torch.Tensor:
+        """Feed the one pending token of each row; hidden states [len(rows), H]."""
+        if not self.graphs:
+            hidden = self.feed(rows, [self.pending[row] for row in rows], [None] * len(rows))[:, 0]
+        else:
+            self.replay = self.replay or Replay(self.model, self.cache, self.compiled)
+            hidden = self.replay({row: self.pending[row][0] for row in rows}, self.positions)[list(rows)]
+            self.positions[list(rows)] += 1
+            self.counts["forwards"] += 1
+        for row in rows:
+            self.pending[row] = []
+        return hidden
 
     @torch.no_grad()
     def speak(self, rows: Sequence[int], hidden: torch.Tensor, choose, max_new_tokens: int) -> list[Spoken]:
-        """Generate one assistant turn for each row (the header is already fed); vision tokens are never sampled.
+        """Generate one assistant turn for each row; vision tokens are never sampled.
 
+        hidden [len(rows), 1 + d, H]: after the header, and after each of d tokens of NO REPLY that were fed ahead.
         Log-probs are of log-softmax(logits / temperature) over the full vocabulary, before suppression and top-k (contract).
         """
-        out = {row: Spoken() for row in rows}
-        active = list(rows)
+        out, ahead = {row: Spoken() for row in rows}, self.encoder.silence[: hidden.shape[1] - 1]
+        active, agreed, states = list(rows), dict.fromkeys(rows, True), dict(zip(rows, hidden))
+        current = hidden[:, 0]
         for count in range(max_new_tokens):
-            logits = self.model.lm_head(hidden).float()
+            logits = self.model.lm_head(current).float()
             logps = (logits / choose.temperature).log_softmax(-1)
             logits[:, self.encoder.never_sampled] = -torch.inf
             tokens = choose(logits, active)
             picked = logps.gather(1, tokens[:, None])[:, 0].tolist()
-            going = []
             for row, token, logp in zip(active, tokens.tolist(), picked):
                 out[row].ids.append(token)
                 out[row].logps.append(logp)
-                self.pending[row] = [token]
-                if token != self.encoder.im_end:
-                    going.append(row)
-            active = going
+                if not (agreed[row] and count < len(ahead)):
+                    self.pending[row] = [token]
+                elif token != ahead[count]:
+                    agreed[row], self.pending[row] = False, [token]
+                    self._go_back(row, len(ahead) - count)
+            active = [row for row in active if out[row].ids[-1] != self.encoder.im_end]
             if not active or count == max_new_tokens - 1:
                 break
-            hidden = self.feed(active, [self.pending[row] for row in active], [None] * len(active))
-            for row in active:
-                self.pending[row] = []
+            fed = [row for row in active if self.pending[row]]
+            new = dict(zip(fed, self._next(fed))) if fed else {}
+            current = torch.stack([new[row] if row in new else states[row][count + 1] for row in active])
         for row in rows:
             spoken = out[row]
+            if agreed[row] and len(spoken.ids) < len(ahead):  # the cap ended it within NO REPLY
+                self._go_back(row, len(ahead) - len(spoken.ids))
             cut = [] if spoken.ids[-1] == self.encoder.im_end else [self.encoder.im_end]
             self.pending[row] += cut + self.encoder.newline  # a reply cut off by the cap is closed by the environment
             spoken.text = self.encoder.decode(spoken.ids)
+            self.counts["accepted"] += bool(ahead) and agreed[row] and spoken.ids == self.encoder.silence
         return [out[row] for row in rows]
+
+    def turn(self, rows: Sequence[int], turns: Sequence[Turn], features: Sequence[torch.Tensor | None], choose,
+             max_new_tokens: int, decide: Callable | None = None, thresholds: Sequence[float] = ()) -> dict[int, Spoken]:  # fmt: skip
+        """One user turn for each of these rows, and the model's answer to those with frames: {row: what it said}.
+
+        A turn without frames is read, not answered. With `decide` (a threshold model's head on hidden states) the score
+        decides whether the model speaks (above the row's threshold), and silence adds no token.
+        """
+        asked, chunks, seen = [], [], []
+        if self.encoder.form == "frames":
+            decide, thresholds = self._own_turn, [0.5] * len(rows)
+        ahead = [] if decide or not self.ahead else self.encoder.silence[:-1]
+        for row, turn, frames in zip(rows, turns, features, strict=True):
+            self.pending[row] += self.encoder.user(turn, self.begun[row])
+            self.begun[row] = self.encoder.form == "frames"
+            if self.limit:
+                self.heard[row].append(Heard(turn.text, frames if turn.frames else None))
+            if turn.frames:
+                tail = ([] if decide else self.encoder.header) + ahead
+                if self.limit and int(self.cache.lengths[row]) + len(self.pending[row]) + len(tail) + max_new_tokens > self.limit:
+                    frames = self.forget(row, len(tail) + max_new_tokens)
+                asked.append(row)
+                chunks.append(self.pending[row] + tail)
+                seen.append(frames)
+                self.pending[row] = []
+        if not asked:
+            return {}
+        hidden = self.feed(asked, chunks, seen, 1 + len(ahead))
+        spoken, scores, speaking = {row: Spoken(text=NO_REPLY) for row in asked}, {}, asked
+        if decide:
+            scores = dict(zip(asked, decide(hidden[:, 0]).tolist()))
+            limits = dict(zip(rows, thresholds))
+            speaking = [row for row in asked if scores[row] > limits[row]]
+            header = self.encoder.header
+            hidden = self.feed(speaking, [header] * len(speaking), [None] * len(speaking)) if speaking else None
+        if speaking:
+            spoken |= dict(zip(speaking, self.speak(speaking, hidden, choose, max_new_tokens)))
+        for row in asked:
+            spoken[row].score = scores.get(row)
+            self.begun[row] &= row not in speaking
+            self.counts.update(decisions=1, silent=spoken[row].text == NO_REPLY)
+            if self.limit and spoken[row].ids:
+                self.heard[row][-1].reply = spoken[row].ids
+        return spoken
+
+    def _own_turn(self, hidden: torch.Tensor) -> torch.Tensor:
+        """P(the user's turn ends) against P(one more frame), renormalised over the two (paper, Appendix A); [R]."""
+        logits = self.model.lm_head(hidden).float()[:, [self.encoder.im_end, self.encoder.vision_start]]
+        return logits.softmax(-1)[:, 0]
+
+    def forget(self, row: int, reserve: int) -> torch.Tensor:
+        """Drop the oldest frames until the session fills half its limit (with `reserve` tokens to come); returns those kept.
+
+        System prompt, questions, replies and the latest frames stay; subtitles go with the frames of their time. A turn with
+        nothing left goes; one that keeps its words keeps its place. The session is encoded anew with positions from 0: from
+        here on it equals a fresh one that was told what is left. Where words alone fill three quarters of the limit, the
+        oldest turns go whole, questions last (counted as `turns`).
+        """
+        turns, encoder = self.heard[row], self.encoder
+        silent, goal = encoder.silence, self.limit // 2
+
+        def ids(one: Heard, begun: bool = False) -> list[int]:
+            frames = tuple(range(len(one.features))) if one.features is not None else ()
+            if not frames and not one.text and one.reply in (None, silent):
+                return []
+            said = [] if one.reply is None else encoder.header + one.reply
+            cut = [] if not said or said[-1] == encoder.im_end else [encoder.im_end]
+            return encoder.user(Turn(frames, one.text), begun) + said + cut + (encoder.newline if said else [])
+
+        sizes = [len(ids(one)) for one in turns]
+        for k, one in enumerate(turns[:-1]):
+            if len(self.start[row]) + sum(sizes) + reserve <= goal:
+                break
+            self.counts["forgotten"] += 0 if one.features is None else len(one.features)
+            turns[k] = replace(one, features=None, text=None if (one.text or "").startswith(SUBTITLE) else one.text)
+            sizes[k] = len(ids(turns[k]))
+        for k in sorted(range(len(turns) - 1), key=lambda k: bool(turns[k].text)):
+            if len(self.start[row]) + sum(sizes) + reserve <= self.limit * 3 // 4:
+                break
+            self.counts["turns"] += sizes[k] > 0
+            sizes[k] = 0
+        kept, begun, self.pending[row] = [one for one, size in zip(turns, sizes) if size], False, list(self.start[row])
+        for one in kept:
+            self.pending[row] += ids(one, begun)
+            begun = encoder.form == "frames" and one.reply is None
+        self.heard[row] = kept
+        if len(self.pending[row]) + reserve > self.limit:
+            raise UserError(f"A turn of {sizes[-1]} tokens does not fit a context of {self.limit}: give a larger limit.")
+        self.cache.lengths[row] = self.positions[row] = 0
+        self.counts["re-encoded"] += 1
+        frames = [one.features for one in kept if one.features is not None]
+        return torch.cat(frames) if frames else None
 
 
 @lru_cache(maxsize=4096)
@@ -230,34 +330,17 @@ def run(
     token. Returns, for each row, one Spoken a turn with frames; text-only turns are read, not answered.
     """
     out: list[list[Spoken]] = [[] for _ in turns]
-    used, header = [0] * len(turns), stream.encoder.header
+    used = [0] * len(turns)
+    limits = [threshold] * len(turns) if isinstance(threshold, float) else threshold
     for number in range(max(map(len, turns), default=0)):
-        rows, chunks, seen = [], [], []
-        for row, mine in enumerate(turns):
-            if number >= len(mine):
-                continue
-            turn = mine[number]
-            stream.pending[row] += stream.encoder.user(turn)
-            if turn.frames:
-                end = used[row] + len(turn.frames)
-                rows.append(row)
-                chunks.append(stream.pending[row] + ([] if decide else header))
-                seen.append(features[row][used[row] : end])
-                used[row], stream.pending[row] = end, []
-        if not rows:
-            continue
-        hidden = stream.feed(rows, chunks, seen)
-        spoken = {row: Spoken(text="NO REPLY") for row in rows}
-        if decide:
-            scores = decide(hidden).tolist()
-            limits = [threshold] * len(turns) if isinstance(threshold, float) else threshold
-            rows_now = [row for row, score in zip(rows, scores) if score > limits[row]]
-            hidden = stream.feed(rows_now, [header] * len(rows_now), [None] * len(rows_now)) if rows_now else None
-        else:
-            scores, rows_now = [None] * len(rows), rows
-        if rows_now:
-            spoken |= dict(zip(rows_now, stream.speak(rows_now, hidden, choose, max_new_tokens)))
-        for row, score in zip(rows, scores):
-            spoken[row].score = score
-            out[row].append(spoken[row])
+        rows = [row for row, mine in enumerate(turns) if number < len(mine)]
+        seen = []
+        for row in rows:
+            end = used[row] + len(turns[row][number].frames)
+            seen.append(features[row][used[row] : end])
+            used[row] = end
+        said = stream.turn(rows, [turns[row][number] for row in rows], seen, choose, max_new_tokens, decide,
+                           [limits[row] for row in rows])  # fmt: skip
+        for row, spoken in said.items():
+            out[row].append(spoken)
     return out

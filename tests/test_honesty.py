@@ -9,6 +9,7 @@ import pytest
 
 from mmduet2kit.corpus import build as building
 from mmduet2kit.corpus.build import Dataset, build, read_index
+from mmduet2kit.engines import StreamEngine
 from mmduet2kit.files import read_csv, sha256_file
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train import sft
@@ -61,7 +62,7 @@ def test_training_and_rewards_are_the_same_without_the_onsets(folders, tmp_path,
         segments = dataset.rl(2.0)[:2]
         encoder = sft.Collator(dialogues, dataset, processor).encoder
         keys = [(0, 0, i) for i in range(4)]
-        rollouts = roll_out(model, encoder, processor.image_processor, dataset, segments, 2, keys, profile.rl)
+        rollouts = roll_out(StreamEngine(model, processor.image_processor), encoder, dataset, segments, 2, keys, profile.rl)
         judge_rollouts(rollouts, [s for s in segments for _ in range(2)], building_judge(), profile.rl)
         rewards = [r.reward.total for r in rollouts]
         found.append((sha256_file(out / "model.safetensors"), [r["loss"] for r in read_csv(tmp_path / f"{k}.csv")], rewards))
@@ -108,14 +109,29 @@ def test_splits_are_disjoint_by_video(folders):
     assert not np.array_equal(sha256_file(folders[0] / a), sha256_file(folders[0] / b))
 
 
+def code_lines(path):
+    """Lines that hold code: without blank ones, comments and docstrings."""
+    text = path.read_text()
+    told = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+            told |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(text.splitlines(), start=1)
+    return sum(bool(line.strip()) and not line.strip().startswith("#") and number not in told for number, line in lines)
+
+
 def test_the_package_stays_thin(capsys):
-    """Design, rule 8: at most 5,000 lines, files of at most 400; printed by area."""
-    sizes = {p.relative_to(PACKAGE): len(p.read_text().splitlines()) for p in PACKAGE.rglob("*.py")}
-    areas = {"corpus": 1240, "score": 760, "train": 800}  # of 1,300 and 700: three judges
-    for area, most in areas.items():
-        assert sum(n for p, n in sizes.items() if p.parts[0] == area) <= most, area
-    assert sizes[Path("stream.py")] <= 600
-    assert max(sizes.values()) <= 400
+    """Design, rule 8: at most 5,000 lines of code (docstrings, comments and blank lines do not count); files of at most 400."""
+    places = sorted(PACKAGE.rglob("*.py"))
+    files = {p.relative_to(PACKAGE): len(p.read_text().splitlines()) for p in places}
+    code = {p.relative_to(PACKAGE): code_lines(p) for p in places}
+    stream = {Path(name) for name in ("stream.py", "cache.py", "engines.py")}
+    areas = {"corpus": 1300, "score": 700, "stream": 600, "train": 800, "the rest": 5000}
+    spent = dict.fromkeys(areas, 0)
+    for path, count in code.items():
+        spent["stream" if path in stream else path.parts[0] if path.parts[0] in areas else "the rest"] += count
     with capsys.disabled():
-        print(f"\npackage: {sum(sizes.values())} lines in {len(sizes)} files; median {int(np.median(list(sizes.values())))}")
-    assert sum(sizes.values()) <= 5000
+        print(f"\npackage: {sum(code.values())} lines of code ({sum(files.values())} with docstrings and blanks) in {len(files)} files; "
+              f"median {int(np.median(list(files.values())))}; {', '.join(f'{name} {count}' for name, count in spent.items())}")  # fmt: skip
+    assert max(files.values()) <= 400 and np.median(list(files.values())) <= 200
+    assert all(spent[name] <= most for name, most in areas.items()) and sum(code.values()) <= 5000

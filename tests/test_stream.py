@@ -5,39 +5,11 @@ import pytest
 import torch
 
 from mmduet2kit.chat import ChatEncoder
-from mmduet2kit.dialogue import NO_REPLY, Dialogue, Turn
-from mmduet2kit.model import pixels
+from mmduet2kit.dialogue import NO_REPLY
 from mmduet2kit.stream import Greedy, Sampler, Stream, layout, run
 
+from played import frames_for, full_logits, random_dialogue
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
-
-
-def random_dialogue(rng, turns, spoken=()):
-    made, frame = [], 0
-    for k in range(turns):
-        if k and rng.random() < 0.2:
-            made.append(Turn(text="Subtitle: hello there."))
-        n = int(rng.integers(1, 3))
-        made.append(
-            Turn(tuple(range(frame, frame + n)), "What things show up?" if k == 0 else None, spoken[k] if spoken else None)
-        )
-        frame += n
-    return Dialogue("d", "v", 2.0, tuple(made))
-
-
-def frames_for(rng, dialogue):
-    return rng.integers(0, 255, (len(dialogue.frame_indices()), 56, 56, 3), dtype=np.uint8)
-
-
-def full_logits(model, processor, ids, frames, image_pad):
-    """transformers' own forward over the whole sequence, which is what training runs."""
-    values, grid = pixels(processor.image_processor, frames)
-    ids = torch.tensor([ids])
-    with torch.no_grad():
-        return model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=values, image_grid_thw=grid,
-            mm_token_type_ids=(ids == image_pad).int(),
-        ).logits[0]  # fmt: skip
 
 
 def replay(encoder, dialogue, said, start):
@@ -124,6 +96,6 @@ def test_vision_tokens_are_never_sampled(tiny_model):
     stream = Stream(model, encoder, processor.image_processor, 1)
     hidden = stream.feed([0], [encoder.header], [None])
     with torch.no_grad():
-        model.lm_head.weight[encoder.image_pad] += 10 * hidden[0] / hidden[0].norm()
+        model.lm_head.weight[encoder.image_pad] += 10 * hidden[0, 0] / hidden[0, 0].norm()
     (spoken,) = stream.speak([0], hidden, Greedy(), 4)
     assert encoder.image_pad not in spoken.ids

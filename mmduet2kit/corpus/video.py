@@ -45,7 +45,7 @@ def fit_size(width: float, height: float, max_tokens: int) -> tuple[int, int]:
 
 
 def frames(path: Path | str, interval: float, *, max_tokens: int) -> Iterator[tuple[float, np.ndarray]]:
-    """Yield (time in s, uint8 RGB [H, W, 3]) for each time (k-1)*interval below the duration.
+    """Yield (time in s, uint8 RGB [H, W, 3]) for each time (k-1)*interval below the duration; `path`: a file or a URL.
 
     A frame is the last picture whose presentation time is not later. Rotation and mirroring apply, pixels become
     square, alpha is dropped, colours follow the file's tags (none: as BT.601). All frames have the size that
@@ -72,12 +72,13 @@ def frames(path: Path | str, interval: float, *, max_tokens: int) -> Iterator[tu
 @contextmanager
 def _opened(path):
     """(container, first video stream), one thread; what FFmpeg refuses in the block becomes a UserError."""
-    if not Path(path).is_file():
+    remote = "://" in str(path)
+    if not remote and not Path(path).is_file():
         raise UserError(f"{path} does not exist or is not a file: check the name.")
-    if not Path(path).stat().st_size:
+    if not remote and not Path(path).stat().st_size:
         raise UserError(f"{path} is empty: fetch or encode the video again.")
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:  # names may hold colons
+        with av.open(str(path) if remote else f"file:{path}", metadata_errors="replace") as container:  # names may hold colons
             # FFmpeg takes the cover of a song for a video, and any .txt for a recorded terminal.
             films = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
             stream = next(films, None)

@@ -36,7 +36,9 @@ def train_base(profile: Profile, dataset: Dataset, out: Path, seed: int) -> Path
         return Path(profile.model.path)
     start = out.with_name(out.name + ".start")
     processor = processor_for(profile, dataset)
-    save(make_model(profile.model, processor.tokenizer, seed), processor, start)
+    model = make_model(profile.model, processor.tokenizer, seed)
+    model.config.visual_tokens = profile.video.visual_tokens  # for `mmduet2 watch`, which has no profile
+    save(model, processor, start)
     log = profile.results / f"train_base_seed{seed}.csv"
     return train(profile, profile.base, dataset.offline("base") + dataset.offline("sft"), dataset, start, out, log, seed)
 

@@ -31,10 +31,10 @@ HEAD = "threshold_head.pt"  # beside the weights of a threshold model
 trl_utils._use_triton = lambda device, ask=trl_utils._use_triton: device.type == "cpu" or ask(device)
 
 
-def encoder_for(processor, frames: np.ndarray) -> ChatEncoder:
-    """The encoder for frames of this size [N, H, W, 3]: its visual tokens a frame follow from the grid."""
+def encoder_for(processor, frames: np.ndarray, form: str = "turns") -> ChatEncoder:
+    """The encoder for frames of this size [N, H, W, 3]: its visual tokens a frame follow from the grid. form: see ChatEncoder."""
     side = processor.image_processor.patch_size * processor.image_processor.merge_size
-    return ChatEncoder(processor.tokenizer, (frames.shape[1] // side) * (frames.shape[2] // side))
+    return ChatEncoder(processor.tokenizer, (frames.shape[1] // side) * (frames.shape[2] // side), form)
 
 
 class Collator:
@@ -51,10 +51,11 @@ class Collator:
         no_reply_weight: float = 1.0,
         decide: Callable[[Dialogue], list[int]] | None = None,
         jitter: float = 0.0,
+        form: str = "turns",
     ):
         self.dialogues, self.dataset, self.processor = dialogues, dataset, processor
         self.no_reply_weight, self.decide, self.jitter = no_reply_weight, decide, jitter
-        self.encoder = encoder_for(processor, dataset.frames(dialogues[0]))
+        self.encoder = encoder_for(processor, dataset.frames(dialogues[0]), form)
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         chosen = [self.dialogues[row["row"]] for row in rows]

@@ -23,6 +23,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from ..chat import IGNORE
 from ..corpus.build import Dataset
 from ..dialogue import Segment
+from ..engines import StreamEngine, VLLMEngine
 from ..files import read_csv, write_csv
 from ..model import load, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile, positive
@@ -63,6 +64,7 @@ class ProactiveGRPO(GRPOTrainer):
         self.encoder = encoder_for(processor, dataset.frames(segments[0].dialogue, [0]))
         processor.image_processor = FrameProcessor(**processor.image_processor.to_dict())
         self.row: dict[str, float] = {}
+        self.vllm: VLLMEngine | None = None
 
     def _generate_and_score_completions(self, inputs):
         self._rows = [example["row"] for example in inputs]
@@ -77,9 +79,11 @@ class ProactiveGRPO(GRPOTrainer):
         keys = [(self.sampling_seed, step, row, i % group) for i, row in enumerate(self._rows)]
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
-        rollouts = roll_out(
-            model, self.encoder, self.processing_class.image_processor, self.dataset, chosen[::group], group, keys, self.rl
-        )
+        if self.rl.engine == "vllm":
+            self.vllm = self.vllm or VLLMEngine(model.name_or_path, str(model.dtype)[6:], temperature=self.rl.temperature)
+            self.vllm.load(model.named_parameters())
+        engine = self.vllm or StreamEngine(model, self.processing_class.image_processor)
+        rollouts = roll_out(engine, self.encoder, self.dataset, chosen[::group], group, keys, self.rl)
         model.train()
         rolled = time.perf_counter()
         judged = judge_rollouts(rollouts, chosen, self.judge, self.rl)

@@ -12,9 +12,10 @@ import numpy as np
 from ..chat import ChatEncoder
 from ..corpus.build import Dataset
 from ..dialogue import NO_REPLY, Segment
+from ..engines import Session
 from ..profile import RL
 from ..score import Reward, proactive_reward
-from ..stream import Sampler, Spoken, Stream, run
+from ..stream import Sampler, Spoken
 
 
 @dataclass
@@ -41,26 +42,18 @@ def prompt_ids(encoder: ChatEncoder, segment: Segment) -> list[int]:
 
 
 def roll_out(
-    model, encoder: ChatEncoder, image_processor, dataset: Dataset, segments: Sequence[Segment], group: int,
-    keys: Sequence[tuple[int, ...]], rl: RL,
-) -> list[Rollout]:  # fmt: skip
+    engine, encoder: ChatEncoder, dataset: Dataset, segments: Sequence[Segment], group: int, keys: Sequence[tuple[int, ...]], rl: RL
+) -> list[Rollout]:
     """`group` sampled rollouts of every segment, in order; `keys[i]` seeds rollout i's own stream of random numbers.
 
-    The rollouts of a group share their history's cache and all frames' vision features.
+    The rollouts of a group share their history's cache and all frames' vision features (engines.py).
     """
-    stream = Stream(model, encoder, image_processor, len(segments))
-    prompts = [prompt_ids(encoder, s) for s in segments]
-    features, later = [], []
+    sessions = []
     for s in segments:
         kept = replace(s.dialogue, turns=s.dialogue.turns[: s.last])
-        features.append(stream.see(dataset.frames(kept)))
-        later.append(sum(len(t.frames) for t in s.dialogue.turns[: s.first]))
-    stream.feed(range(len(segments)), prompts, [f[:n] for f, n in zip(features, later)])
-    stream = stream.fork(group)
-    turns = [s.dialogue.turns[s.first : s.last] for s in segments for _ in range(group)]
-    rest = [f[n:] for f, n in zip(features, later) for _ in range(group)]
-    said = run(stream, turns, rest, Sampler(keys, rl.temperature, rl.top_k), rl.max_new_tokens)
-    return [_transcript(encoder, segments[i // group], prompts[i // group], mine) for i, mine in enumerate(said)]
+        sessions.append(Session(prompt_ids(encoder, s), dataset.frames(kept), s.dialogue.turns[s.first : s.last]))
+    said = engine.play(encoder, sessions, Sampler(keys, rl.temperature, rl.top_k), rl.max_new_tokens, group)
+    return [_transcript(encoder, segments[i // group], sessions[i // group].start, mine) for i, mine in enumerate(said)]
 
 
 def _transcript(encoder: ChatEncoder, segment: Segment, prompt: list[int], said: list[Spoken]) -> Rollout:

@@ -9,6 +9,7 @@ from datasets import Dataset as Rows
 from torch import nn
 from trl import SFTConfig, SFTTrainer
 
+from ..chat import FORMS
 from ..corpus.build import Dataset
 from ..dialogue import Dialogue
 from ..model import save
@@ -43,20 +44,22 @@ class DialogueSFT(SFTTrainer):
 
 def train(
     profile: Profile, fit: Fit, dialogues: list[Dialogue], dataset: Dataset, start: Path, out: Path, log: Path, seed: int,
-    decide=None,
+    decide=None, form: str = "turns",
 ) -> Path:  # fmt: skip
     """Train from `start` into `out` (a Hugging Face folder); resumes from its own checkpoints; returns `out`.
 
     Exits with 143 after a TERM, with a checkpoint to go on from.
     """
-    begun = begin(profile, fit, dataset, start, out, seed, decide and decide.__name__)
+    begun = begin(profile, fit, dataset, start, out, seed, decide and decide.__name__, *([form] if form != "turns" else []))
     if begun is None:
         return out
     partial, checkpoint, model, processor = begun
+    if form != "turns":
+        model.config.chat_form = form  # whoever loads the model plays it in its own format
     if decide:
         torch.manual_seed(seed)
         model.threshold_head = nn.Linear(model.config.text_config.hidden_size, 1)
-    collator = Collator(dialogues, dataset, processor, fit.no_reply_weight, decide, fit.jitter)
+    collator = Collator(dialogues, dataset, processor, fit.no_reply_weight, decide, fit.jitter, form)
     lengths = [len(collator.encoder.encode(d).ids) for d in dialogues]
     order = schedule(len(dialogues), fit.batch, fit.steps, seed, lengths if max(lengths) > 4 * min(lengths) else None)
     rows = Rows.from_dict({"row": order, "draw": list(range(len(order)))})
@@ -95,6 +98,7 @@ def add_arguments(parser) -> None:
     add_profile_arguments(parser)
     parser.add_argument("--interval", type=positive, help="seconds between frames (default: the profile's)")
     parser.add_argument("--no-reply-weight", type=positive, help="of NO REPLY turns in the loss (default: the profile's)")
+    parser.add_argument("--form", choices=FORMS, default="turns", help="of the chat (default: turns; frames: the paper's Appendix A)")
     parser.add_argument("--threshold", action="store_true", help="train the threshold baseline instead")
 
 
@@ -103,11 +107,11 @@ def run(args) -> None:
     profile = load_profile(args.profile)
     interval, weight = args.interval or profile.video.train_interval, args.no_reply_weight or profile.sft.no_reply_weight
     arm = profile.sft_arm(interval, weight)
-    name = ("threshold" if args.threshold else "sft") + arm
+    name = ("threshold" if args.threshold else "sft") + arm + ("-frames" if args.form == "frames" else "")
     fit = profile.sft.model_copy(update={"no_reply_weight": weight} | ({"steps": profile.ablation.sft_steps} if arm else {}))
     dataset = Dataset(profile.data)
     train(
         profile, fit, sft_dialogues(profile, dataset, interval, args.seed), dataset, profile.model_dir("base", args.seed),
         profile.model_dir(name, args.seed), profile.results / f"train_{name}_seed{args.seed}.csv", args.seed,
-        in_span if args.threshold else None,
+        in_span if args.threshold else None, args.form,
     )  # fmt: skip

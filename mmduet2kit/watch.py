@@ -1,0 +1,202 @@
+"""`mmduet2 watch`: a model watches any video that FFmpeg opens, in real time or faster, and says when it speaks.
+
+Frames are decoded ahead in a thread. In real time (`--speed 1`) a slow model either falls behind (`--late delay`: every frame
+is seen, answers come later and later) or skips the oldest frames that wait (`--late drop`); the summary says how much.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .chat import ChatEncoder
+from .corpus.video import SIDE, frames
+from .dialogue import NO_REPLY, PROACTIVE_SYSTEM, Turn
+from .errors import UserError
+from .model import load
+from .profile import positive
+from .stream import Greedy, Stream
+
+
+class Ahead:
+    """Frames from `source`, [(video time in s, image)], read by a thread; at most `size` of them wait.
+
+    speed: seconds of video a second (0: as fast as they are taken). late: what happens when `size` frames wait and one more
+    is due: `delay` (the reader waits) or `drop` (the oldest is lost). Iterating gives (number of the frame, image, when it
+    was due); what the reader raises is raised there.
+    """
+
+    def __init__(self, source: Iterable[tuple[float, np.ndarray]], size: int, speed: float = 0.0, late: str = "delay"):
+        self.size, self.speed, self.late, self.dropped, self.behind = size, speed, late, 0, 0.0
+        self.waiting: deque = deque()
+        self.changed, self.stopped, self.ended, self.error = threading.Condition(), threading.Event(), False, None
+        threading.Thread(target=self._read, args=(source,), daemon=True).start()
+
+    def _read(self, source) -> None:
+        started = None
+        try:
+            for number, (shown, image) in enumerate(source):
+                started = started or time.perf_counter()  # the clock starts with the first frame, not with opening the file
+                due = started + shown / self.speed if self.speed else None
+                if due and self.stopped.wait(max(0.0, due - time.perf_counter())):
+                    return
+                with self.changed:
+                    while len(self.waiting) >= self.size and not self.stopped.is_set():
+                        if self.late == "drop" and self.speed:
+                            self.waiting.popleft()
+                            self.dropped += 1
+                        else:
+                            self.changed.wait()
+                    if self.stopped.is_set():
+                        return
+                    self.waiting.append((number, image, due))
+                    self.changed.notify_all()
+        except Exception as error:  # raised again where the frames are taken
+            self.error = error
+        finally:
+            with self.changed:
+                self.ended = True
+                self.changed.notify_all()
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray, float]]:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting or self.ended)
+                if not self.waiting:
+                    break
+                number, image, due = self.waiting.popleft()
+                self.changed.notify_all()
+            now = time.perf_counter()
+            self.behind = max(self.behind, now - (due or now))
+            yield number, image, due or now
+        if self.error:
+            raise self.error
+
+    def close(self) -> None:
+        """Let the reader end; frames that wait are dropped."""
+        with self.changed:
+            self.stopped.set()
+            self.waiting.clear()
+            self.changed.notify_all()
+
+
+def watch(stream: Stream, seen: Iterable[tuple[int, np.ndarray, float]], questions: list[tuple[float, str]], interval: float, frames_per_turn: int,
+          max_new_tokens: int) -> Iterator[dict]:  # fmt: skip
+    """Yield {"time", "text", "latency_s"} for every turn of `frames_per_turn` frames, silent ones with NO_REPLY.
+
+    time: s of video, the end of the turn's last frame (contract). latency_s: from when that frame was due to the end of the
+    reply. seen: as `Ahead` gives it. `questions` [(s of video, text)] may grow meanwhile; each is a turn of its own before
+    the first frame after it.
+    """
+    numbers, images = [], []
+
+    def answer(due: float) -> dict:
+        asked = sorted(q for q in questions if q[1] and q[0] <= numbers[0] * interval + 1e-6)
+        for question in asked:
+            questions.remove(question)
+            stream.turn([0], [Turn(text=question[1])], [None], Greedy(), max_new_tokens)
+        features = stream.see(np.stack(images))
+        said = stream.turn([0], [Turn(tuple(numbers))], [features], Greedy(), max_new_tokens)[0].text.strip()
+        return {"time": (numbers[-1] + 1) * interval, "text": said, "latency_s": round(time.perf_counter() - due, 4)}
+
+    for number, image, due in seen:
+        numbers.append(number)
+        images.append(image)
+        if len(numbers) == frames_per_turn:
+            yield answer(due)
+            numbers, images = [], []
+    if numbers:
+        yield answer(due)
+
+
+def question_at(text: str) -> tuple[float, str]:
+    """`12.5:Who came in?` as (12.5, "Who came in?")."""
+    at, _, words = text.partition(":")
+    try:
+        seconds = 0.0 if float(at) == 0 else positive(at)
+    except ValueError:
+        raise UserError(f"--ask {text!r}: give seconds, a colon and the question, for example 12.5:'Who came in?'.") from None
+    if not words.strip():
+        raise UserError(f"--ask {text!r} asks nothing: write the question behind the colon.")
+    return seconds, words.strip()
+
+
+def newest_model(runs: Path = Path("runs")) -> Path:
+    """The RL checkpoint made last under runs/."""
+    made = [path.parent for path in runs.glob("*/models/rl-seed*/config.json") if ".partial" not in path.parent.name]
+    if not made:
+        raise UserError("there is no RL checkpoint under runs/: make one (./run_all.sh), or give a model's folder with --model.")
+    return max(made, key=lambda folder: (folder / "config.json").stat().st_mtime)
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("video", help="a file, or a URL that FFmpeg opens")
+    parser.add_argument("--question", help="asked at the start")
+    parser.add_argument("--ask", action="append", default=[], metavar="S:QUESTION", help="asked when S seconds were watched; repeatable")
+    parser.add_argument("--model", type=Path, help="a model's folder or hub name (default: the newest RL checkpoint under runs/)")
+    parser.add_argument("--json", action="store_true", help="JSON lines in a terminal too (they are what a pipe or file gets)")
+    parser.add_argument("--interval", type=positive, default=1.0, help="seconds between frames (default: 1)")
+    parser.add_argument("--frames-per-turn", type=int, choices=range(1, 9), default=1, help="(default: 1)")
+    parser.add_argument("--visual-tokens", type=int, help="at most so many a frame (default: the model's own, or 128)")
+    parser.add_argument("--speed", type=float, default=0.0, help="1: real time; 0: as fast as the model can (default)")
+    parser.add_argument("--late", choices=("delay", "drop"), default="delay", help="frames that a slow model meets in real time")
+    parser.add_argument("--queue", type=int, default=8, help="frames that may wait (default: 8)")
+    parser.add_argument("--context", type=int, default=8192, help="tokens; the oldest frames are forgotten beyond (default: 8192)")
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="of one reply (default: 100)")
+    parser.add_argument("--no-ahead", action="store_true", help="decode NO REPLY token by token instead of verifying it")
+    parser.add_argument("--graphs", action="store_true", help="decode with CUDA graphs")
+
+
+def run(args) -> int:
+    """`mmduet2 watch`: a line for every reply as soon as it is there; Ctrl-C ends it and keeps what was said."""
+    questions = sorted(([(0.0, args.question.strip())] if args.question and args.question.strip() else [])
+                       + [question_at(text) for text in args.ask])  # fmt: skip
+    if not questions:
+        raise UserError("nothing is asked: give --question, or --ask SECONDS:QUESTION.")
+    for name in ("queue", "context", "max_new_tokens"):
+        if getattr(args, name) < 1 or not 0 <= args.speed < 1e6:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, and --speed 0 or more.")
+    if "://" not in args.video and not Path(args.video).is_file():
+        raise UserError(f"{args.video} does not exist or is not a file: check the name.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, processor = load(args.model or newest_model(), "bfloat16" if device == "cuda" else "float32")
+    model.eval().to(device)
+    most = args.visual_tokens or getattr(model.config, "visual_tokens", 128)
+    source = frames(args.video, args.interval, max_tokens=most)
+    ahead = Ahead(source, args.queue, args.speed, args.late)
+    readable, turns, silent, last, stream = sys.stdout.isatty() and not args.json, 0, 0, 0.0, None
+    started = time.perf_counter()
+    try:
+        seen = iter(ahead)
+        first = next(seen, None)
+        if first is None:
+            raise UserError(f"{args.video} holds no frame at intervals of {args.interval:g} s: give a smaller --interval.")
+        height, width = first[1].shape[:2]
+        encoder = ChatEncoder(processor.tokenizer, height * width // SIDE**2)
+        stream = Stream(model, encoder, processor.image_processor, 1, limit=args.context, ahead=not args.no_ahead, graphs=args.graphs)
+        stream.begin(0, encoder.system(PROACTIVE_SYSTEM))
+        if args.speed and sys.stdin.isatty():  # what is typed while the video plays is asked with the next frames
+            threading.Thread(target=lambda: [questions.append((0.0, line.strip())) for line in sys.stdin], daemon=True).start()
+        for said in watch(stream, chain([first], seen), questions, args.interval, args.frames_per_turn, args.max_new_tokens):
+            turns, last = turns + 1, said["time"]
+            silent += said["text"] == NO_REPLY  # the exact string: a reply may begin with it
+            if said["text"] != NO_REPLY:
+                line = f"{said['time']:8.1f} s  {said['text']}" if readable else json.dumps(said, ensure_ascii=False)
+                print(line, flush=True)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        ahead.close()
+        if stream:
+            spent, counts = time.perf_counter() - started, stream.counts
+            print(f"watched {last:g} s of video in {spent:.1f} s: {turns} turns, {silent} silent ({counts['accepted']} of them verified "
+                  f"in one forward); {ahead.dropped} frames dropped, at most {ahead.behind:.1f} s behind; {counts['forgotten']} old "
+                  f"frames forgotten", file=sys.stderr)  # fmt: skip
+    return 0

@@ -1,0 +1,271 @@
+"""What a turn costs: `python tests/benchmarks/engine.py [--size tiny|3b] [--parts abcn] [--out FILE]`. Prints JSON.
+
+(a) seconds and memory a turn against the stream's length: the kit, the released inference's way, full re-encoding.
+(b) 64 WEB-shaped streams (16.6 s, a frame a second and turn; 3.3 replies a video, of 25 tokens or, at tiny size, of the world's
+    length): one after another and batched; against full re-encoding by bare forwards, and by transformers' `generate`.
+(c) a GRPO step's rollout of 20 turns against TRL's own loop, which fills the model anew at every turn (tiny only).
+(d) one stream alone in real time: seconds of a silent turn (p50, p95).
+(n) bfloat16: how often the stream and full re-encoding choose alike, and the margin where they do not.
+Weights are random (speed and memory are real; what is said is scripted). With a GPU, --size 3b is a Qwen2.5-VL-3B.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmduet2kit.dialogue import Turn
+from mmduet2kit.engines import Session, StreamEngine
+from mmduet2kit.manifest import cores
+
+import sys  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from played import make_tiny, random_dialogue, teach_silence
+from ways import START, Full, Generated, Kit, Released, Scripted, make, sync
+
+
+def turn_of(k: int, question: int = 0) -> Turn:
+    return Turn((k,), "What things show up?" if k == question else None)
+
+
+def replies_for(size: str, encoder, rng, turns: int, every: float) -> list[list[int]]:
+    """A script: NO REPLY, and about every so many turns a reply (of 25 tokens; at tiny size the world's caption)."""
+    long = [encoder.newline[0]] * 24 + [encoder.im_end] if size != "tiny" else encoder.reply("A red circle spins.")
+    return [long if rng.random() < 1 / every else encoder.silence for _ in range(turns)]
+
+
+def part_a(size, device, dtype, turns=200, repeats=3) -> dict:
+    """Silent turns only are compared; every 20th turn is a reply of 25 tokens. Full re-encoding is run at some turns."""
+    model, processor, encoder, (high, wide) = make(size, device, dtype)
+    frames = np.random.default_rng(0).integers(0, 255, (turns, high, wide, 3), np.uint8)
+    long = [encoder.newline[0]] * 24 + [encoder.im_end]
+    script = [long if k % 20 == 10 else encoder.silence for k in range(turns)]
+    looked = sorted({0, 19, *range(39, turns, 40), turns - 1})
+    out, tokens, seconds = {}, [], {}
+    ways = {"kit": (Kit, {}), "kit_token_by_token": (Kit, {"ahead": False}), "released": (Released, {}), "full": (Full, {})}
+    for name, (way, options) in ways.items():
+        best = np.full(turns, np.inf)
+        for _ in range(repeats if name != "full" else 1):
+            one, tokens = way(model, processor, encoder, **options), []
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            for k in range(turns):
+                there = name != "full" or k in looked
+                started = sync(model)
+                one.turn(turn_of(k), frames[k : k + 1], script[k], there)
+                best[k] = min(best[k], sync(model) - started if there else np.inf)
+                tokens.append(len(one.ids) if name == "full" else int(one.stream.cache.lengths[0]))
+        seconds[name] = best
+        out[name] = {"ms_at_turn": {str(k + 1): round(1000 * best[k], 3) for k in looked}}
+        if name != "full":
+            out[name]["cache_mb"] = round(one.stream.cache.nbytes / 1e6, 2)
+            out[name]["bytes_copied_a_turn"] = one.stream.cache.copied // turns
+            silent = np.array([k for k in range(19, turns) if script[k] is encoder.silence])
+            b, a = np.polyfit(np.array(tokens)[silent], best[silent], 1)
+            rest = best - b * np.array(tokens)
+            first, last = np.median(rest[silent[:10]]), np.median(rest[silent[-10:]])
+            out[name] |= {"a_ms": round(1000 * a, 3), "b_us_per_cached_token": round(1e6 * b, 4),
+                          "turn_200_over_turn_20_without_b": round(float(last / first), 3)}  # fmt: skip
+        if device == "cuda":
+            out[name]["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    out["cached_tokens_at_the_end"] = tokens[-1]
+    out["full_over_kit_at_the_last_turn"] = round(float(seconds["full"][-1] / seconds["kit"][-1]), 1)
+    out["released_over_kit_at_the_last_turn"] = round(float(seconds["released"][-1] / seconds["kit"][-1]), 1)
+    return out
+
+
+def part_b(size, device, dtype, streams=64, turns=17) -> dict:
+    model, processor, encoder, (high, wide) = make(size, device, dtype)
+    rng = np.random.default_rng(1)
+    frames = rng.integers(0, 255, (streams, turns, high, wide, 3), np.uint8)
+    scripts = [replies_for(size, encoder, rng, turns, turns / 3.3) for _ in range(streams)]
+    sessions = [Session(encoder.system(START), f, [turn_of(k) for k in range(turns)]) for f in frames]
+
+    def kit(some, **options) -> tuple[float, StreamEngine]:
+        engine = StreamEngine(model, processor.image_processor, **options)
+        started = sync(model)
+        for group in some:
+            engine.play(encoder, [sessions[i] for i in group], Scripted([scripts[i] for i in group]), 32)
+        return sync(model) - started, engine
+
+    alone = [[i] for i in range(streams)]
+    ways = {"kit_alone": (alone, {}), "kit_batched": ([range(streams)], {}),
+            "kit_batched_token_by_token": ([range(streams)], {"ahead": False})}  # fmt: skip
+    capacity = 64 + turns * (encoder.tokens_per_frame + 40)
+    fixed = {"graphs": True, "capacity": capacity, "compiled": device == "cpu"}  # CUDA graphs, or on a CPU torch.compile
+    for name in ("kit_alone", "kit_batched") if device == "cuda" else ("kit_alone",):
+        ways[f"{name}_graphs"] = ways[name][0], fixed
+    out = {}
+    for name, (some, options) in ways.items():
+        kit(some[:1], **options)  # warm-up
+        spent, engine = kit(some, **options)
+        out[name] = {"seconds": round(spent, 3), "counts": dict(engine.counts)}
+    few = streams if size == "tiny" else 2
+    for name, way in (("full", Full), ("full_by_generate", Generated)):
+        started = sync(model)
+        for i in range(few):
+            one = way(model, processor, encoder)
+            for k in range(turns):
+                one.turn(turn_of(k), frames[i, k : k + 1], scripts[i][k])
+        spent = (sync(model) - started) * streams / few
+        out[name] = {"seconds": round(spent, 3), "measured_streams": few}
+        for kit_way in ways:
+            out[kit_way][f"times_faster_than_{name}"] = round(spent / out[kit_way]["seconds"], 1)
+    return out
+
+
+def part_c(prompts=4, group=8, turns=20) -> dict:
+    """The policy is taught in seconds to be silent at most turns, so that replies have natural lengths."""
+    from mmduet2kit.model import load, pixels
+    from mmduet2kit.profile import load_profile
+    from mmduet2kit.stream import Sampler
+    from mmduet2kit.train import grpo
+
+    from test_grpo import FakeDataset, make_segments
+
+    held, profile = [], load_profile("tiny")
+    with tempfile.TemporaryDirectory() as place:
+        folder = make_tiny(Path(place) / "model", hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384, vision_hidden=96,
+                           vision_heads=3, vision_intermediate=288)  # fmt: skip
+        model, processor = teach_silence(*load(folder))
+        model.save_pretrained(folder)
+        rl = profile.rl.model_copy(update={"prompts": prompts, "group": group, "steps": 1})
+        finish, grpo.finish = grpo.finish, lambda trainer, _: held.append(trainer)
+        try:
+            grpo.train(profile, rl, make_segments(), FakeDataset(), folder, Path(place) / "out", Path(place) / "log.csv", 0)
+        finally:
+            grpo.finish = finish
+    (trainer,) = held
+    model, encoder, rng = trainer.model.eval(), trainer.encoder, np.random.default_rng(0)
+    trainer.generation_config.update(max_new_tokens=rl.max_new_tokens, suppress_tokens=encoder.never_sampled)
+    frames = rng.integers(0, 255, (prompts, turns, 56, 56, 3), np.uint8)
+    sessions = [Session(encoder.system(START), f, [turn_of(k) for k in range(turns)]) for f in frames]
+    keys = [(0, i) for i in range(prompts * group)]
+
+    def by_kit(ahead: bool) -> list[list]:
+        return StreamEngine(model, processor.image_processor, ahead=ahead).play(encoder, sessions, Sampler(keys, 1.0), rl.max_new_tokens, group)
+
+    def by_trl() -> list[list[int]]:
+        ids = [encoder.system(START) for _ in keys]
+        for k in range(turns):
+            ids = [row + encoder.user(turn_of(k)) + encoder.header for row in ids]
+            images = [list(frames[i // group, : k + 1]) for i in range(len(keys))]
+            values, grid = pixels(processor.image_processor, np.concatenate([np.stack(some) for some in images]))
+            said, _ = trainer._generate_single_turn(ids, images, {"pixel_values": values, "image_grid_thw": grid}, 1, True)
+            ids = [row + new + ([] if new[-1] == encoder.im_end else [encoder.im_end]) + encoder.newline for row, new in zip(ids, said)]
+        return ids
+
+    out = {"rollouts": len(keys), "turns": turns}
+    for name, go in (("kit", lambda: by_kit(True)), ("kit_token_by_token", lambda: by_kit(False)), ("trl", by_trl)):
+        go() if name == "kit" else None  # warm-up
+        started = time.perf_counter()
+        said = go()
+        out[name] = {"seconds": round(time.perf_counter() - started, 2)}
+        if name != "trl":
+            texts = [one for row in said for one in row]
+            out[name] |= {"tokens": sum(len(one.ids) for one in texts), "silent": float(np.mean([one.ids == encoder.silence for one in texts]))}
+    out["trl_over_kit"] = round(out["trl"]["seconds"] / out["kit"]["seconds"], 1)
+    return out
+
+
+def part_d(size, device, dtype, turns=120) -> dict:
+    model, processor, encoder, (high, wide) = make(size, device, dtype)
+    frames = np.random.default_rng(2).integers(0, 255, (turns, high, wide, 3), np.uint8)
+    kit, spent, memory = Kit(model, processor, encoder, limit=8192), [], []
+    for k in range(turns):
+        started = sync(model)
+        kit.turn(turn_of(k), frames[k : k + 1], encoder.silence)
+        spent.append(1000 * (sync(model) - started))
+        memory.append(torch.cuda.memory_allocated() / 1e9 if device == "cuda" else kit.stream.cache.nbytes / 1e9)
+    spent = spent[5:]
+    return {"silent_turn_ms": {"p50": round(float(np.median(spent)), 2), "p95": round(float(np.percentile(spent, 95)), 2)},
+            "memory_gb": [round(m, 3) for m in memory[:: turns // 6]], "re_encoded": kit.stream.counts["re-encoded"]}  # fmt: skip
+
+
+def part_n(size, device, dialogues=24, turns=8) -> dict:
+    """Greedy in bfloat16 on the stream's own history; noise: how far logits move when the same forward runs in a batch."""
+    dtype = torch.bfloat16
+    model, processor, encoder, (high, wide) = make(size, device, dtype)
+    from mmduet2kit.stream import Greedy
+
+    rng, alike, seen, margins, noise = np.random.default_rng(3), 0, 0, [], 0.0
+    for number in range(dialogues):
+        dialogue = random_dialogue(rng, turns)
+        frames = rng.integers(0, 255, (len(dialogue.frame_indices()), high, wide, 3), np.uint8)
+        session = Session(encoder.system(START), frames, dialogue.turns)
+        (said,) = StreamEngine(model, processor.image_processor).play(encoder, [session], Greedy(), 6)
+        full, used, answers = Full(model, processor, encoder), 0, iter(said)
+        for turn in dialogue.turns:
+            if not turn.frames:
+                full.ids += encoder.user(turn)
+                continue
+            spoken, new = next(answers), frames[used : used + len(turn.frames)]
+            used += len(turn.frames)
+            closed = spoken.ids + ([] if spoken.ids[-1] == encoder.im_end else [encoder.im_end])
+            rows = full.turn(turn, new, closed)[: len(spoken.ids)]
+            for logits, token in zip(rows, spoken.ids):
+                logits[encoder.never_sampled] = -torch.inf
+                seen, alike = seen + 1, alike + int(logits.argmax() == token)
+                if int(logits.argmax()) != token:
+                    best = logits.topk(2).values
+                    margins.append(round(float(best[0] - best[1]), 4))
+                    break
+        if number < 4:
+            ids = torch.tensor([full.ids], device=device)
+            with torch.no_grad():
+                alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+                both = model(input_ids=ids.repeat(8, 1), attention_mask=torch.ones_like(ids.repeat(8, 1))).logits[:1].float()
+            noise = max(noise, float((alone - both).abs().max()))
+    return {"tokens": seen, "alike": round(alike / seen, 4), "margins_where_not": sorted(margins), "noise_between_batch_sizes": round(noise, 4)}
+
+
+def ceilings() -> dict:
+    """What this GPU reaches: GB/s of a copy, TFLOP/s of a bfloat16 product."""
+    a = torch.empty(2**30, dtype=torch.bfloat16, device="cuda")
+    b, m = torch.empty_like(a), torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+    out = {}
+    for name, work, amount in (("copy_gb_s", lambda: b.copy_(a), 4 * 2**30 / 1e9), ("bf16_tflop_s", lambda: m @ m, 2 * 8192**3 / 1e12)):
+        work()
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(10):
+            work()
+        torch.cuda.synchronize()
+        out[name] = round(10 * amount / (time.perf_counter() - started), 1)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", choices=("tiny", "3b"), default="tiny")
+    parser.add_argument("--parts", default="abcdn")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if args.size == "3b" else torch.float32
+    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}, {cores()} cores"
+    out: dict = {"size": args.size, "hardware": hardware, "date": date.today().isoformat(), "torch": torch.__version__}
+    out |= {"ceilings": ceilings()} if device == "cuda" else {}
+    parts = {"a": lambda: part_a(args.size, device, dtype), "b": lambda: part_b(args.size, device, dtype), "c": part_c,
+             "d": lambda: part_d(args.size, device, dtype), "n": lambda: part_n(args.size, device)}  # fmt: skip
+    for name in args.parts:
+        if name == "c" and args.size != "tiny":
+            continue
+        started = time.perf_counter()
+        out[name] = parts[name]()
+        print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        text = json.dumps(out, indent=1)
+        if args.out:
+            args.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A small Qwen2.5-VL, dialogues to play to it, and transformers' own forward; without pytest, for processes of their own."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from mmduet2kit import model as models
+from mmduet2kit.chat import ChatEncoder, message_text
+from mmduet2kit.corpus.questions import QUESTIONS
+from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, sentence
+from mmduet2kit.dialogue import DEFAULT_SYSTEM, NO_REPLY, PROACTIVE_SYSTEM, Dialogue, Turn
+from mmduet2kit.model import pixels
+
+TEXTS = [
+    message_text("system", PROACTIVE_SYSTEM), message_text("system", DEFAULT_SYSTEM), message_text("assistant", NO_REPLY),
+    "So far there was a red circle and a blue ring. Subtitle: hello there.",
+    *(sentence(c, s, m) for c in COLOURS for s in SHAPES for m in MOTIONS),
+    *(q for pair in QUESTIONS.values() for q in pair),
+]  # fmt: skip
+
+
+def make_tiny(folder, seed=0, **sizes):
+    spec = SimpleNamespace(**{
+        **dict(hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, intermediate=96, vision_hidden=32, vision_layers=2,
+               vision_heads=1, vision_intermediate=48, vocabulary=640, init_range=0.2, attention="sdpa"), **sizes,
+    })  # fmt: skip
+    tokenizer = models.train_tokenizer(TEXTS, spec.vocabulary)
+    return models.save(models.make_model(spec, tokenizer, seed), models.make_processor(tokenizer), folder)
+
+
+def random_dialogue(rng, turns, spoken=()):
+    made, frame = [], 0
+    for k in range(turns):
+        if k and rng.random() < 0.2:
+            made.append(Turn(text="Subtitle: hello there."))
+        n = int(rng.integers(1, 3))
+        made.append(
+            Turn(tuple(range(frame, frame + n)), "What things show up?" if k == 0 else None, spoken[k] if spoken else None)
+        )
+        frame += n
+    return Dialogue("d", "v", 2.0, tuple(made))
+
+
+def teach_silence(model, processor, steps=60, form="turns"):
+    """Teach a model in seconds to be silent at most turns with one frame, and to speak at most with two."""
+    torch.manual_seed(0)
+    encoder, rng = ChatEncoder(processor.tokenizer, 4, form), np.random.default_rng(1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    says = {0: None, 1: NO_REPLY, 2: "A red circle spins."}
+    for _ in range(steps):
+        dialogue = random_dialogue(rng, 8)
+        encoded = encoder.encode(dialogue.with_replies([says[len(turn.frames)] for turn in dialogue.turns]))
+        ids, labels = torch.tensor([encoded.ids]), torch.tensor([encoded.labels])
+        grid = torch.tensor([[1, 4, 4]] * (encoded.ids.count(encoder.image_pad) // 4))
+        loss = model(input_ids=ids, labels=labels, pixel_values=torch.randn(16 * len(grid), 1176), image_grid_thw=grid,
+                     mm_token_type_ids=(ids == encoder.image_pad).int()).loss  # fmt: skip
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval(), processor
+
+
+def frames_for(rng, dialogue):
+    return rng.integers(0, 255, (len(dialogue.frame_indices()), 56, 56, 3), dtype=np.uint8)
+
+
+def full_logits(model, processor, ids, frames, image_pad):
+    """transformers' own forward over the whole sequence, which is what training runs."""
+    values, grid = pixels(processor.image_processor, frames)
+    ids = torch.tensor([ids])
+    with torch.no_grad():
+        return model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=values, image_grid_thw=grid,
+            mm_token_type_ids=(ids == image_pad).int(),
+        ).logits[0]  # fmt: skip

@@ -1,0 +1,210 @@
+"""Silence verified ahead, decoding with fixed shapes, forgetting: all change the cost of a turn and not what is said."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmduet2kit.attention import WINDOWS, grouped_attention
+from mmduet2kit.cache import RaggedCache
+from mmduet2kit.chat import ChatEncoder
+from mmduet2kit.dialogue import NO_REPLY, PROACTIVE_SYSTEM, Dialogue, Turn
+from mmduet2kit.errors import UserError
+from mmduet2kit.model import load, pixels
+from mmduet2kit.stream import Greedy, Sampler, Stream, run
+
+from played import frames_for, full_logits, random_dialogue, teach_silence
+from tiny_models import tiny_folder  # noqa: F401
+
+START = "Answer."
+
+
+@pytest.fixture(scope="module")
+def taciturn(tiny_folder):  # noqa: F811
+    """A model that has learnt to be silent at some turns: an untrained one would never say NO REPLY."""
+    return teach_silence(*load(tiny_folder))
+
+
+def play(pair, dialogues, frames, choose, most=6, **options):
+    model, processor = pair
+    encoder = ChatEncoder(processor.tokenizer, 4)
+    stream = Stream(model, encoder, processor.image_processor, len(dialogues), **options)
+    for row in range(len(dialogues)):
+        stream.begin(row, encoder.system(START))
+    features = [stream.see(f) for f in frames]
+    return run(stream, [d.turns for d in dialogues], features, choose(), most), stream
+
+
+def cases(seed, lengths=(6, 3, 9)):
+    rng = np.random.default_rng(seed)
+    dialogues = [random_dialogue(rng, n) for n in lengths]
+    return dialogues, [frames_for(rng, d) for d in dialogues]
+
+
+CHOICES = {"greedy": Greedy, "sampled": lambda: Sampler([(3, r) for r in range(3)], 1.2),
+           "few": lambda: Sampler([(4, r) for r in range(3)], 1.5, 5)}  # fmt: skip
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 8])
+@pytest.mark.parametrize("how", CHOICES)
+def test_verified_silence_is_what_would_have_been_decoded(taciturn, how, most):
+    dialogues, frames = cases(11)
+    fast, stream = play(taciturn, dialogues, frames, CHOICES[how], most)
+    slow, plain = play(taciturn, dialogues, frames, CHOICES[how], most, ahead=False)
+    for mine, theirs in zip(fast, slow, strict=True):
+        assert [s.ids for s in mine] == [s.ids for s in theirs]
+        np.testing.assert_allclose([x for s in mine for x in s.logps], [x for s in theirs for x in s.logps], atol=2e-5)
+    ends = [[int(n) + len(p) for n, p in zip(one.cache.lengths, one.pending)] for one in (stream, plain)]
+    assert ends[0] == ends[1]  # a reply's last token may be fed already, or be pending
+    assert stream.counts["silent"] == plain.counts["silent"] and plain.counts["accepted"] == 0
+    if most == 8:
+        assert stream.counts["accepted"] == stream.counts["silent"] > 0
+        assert stream.counts["decisions"] > stream.counts["silent"]  # both ways were tried
+        assert stream.counts["forwards"] < plain.counts["forwards"]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("how", CHOICES)
+def test_fixed_shapes_decode_the_same_tokens(taciturn, how, ahead):
+    dialogues, frames = cases(12)
+    ragged, _ = play(taciturn, dialogues, frames, CHOICES[how], ahead=ahead)
+    fixed, stream = play(taciturn, dialogues, frames, CHOICES[how], ahead=ahead, graphs=True, capacity=512)
+    assert stream.replay is not None
+    assert [[s.ids for s in row] for row in ragged] == [[s.ids for s in row] for row in fixed]
+
+
+def test_a_cache_of_fixed_size_says_when_it_is_full():
+    cache = RaggedCache(1, 1, 8)
+    cache.begin(torch.tensor([0]), torch.tensor([9]), 9, torch.device("cpu"))
+    with pytest.raises(ValueError, match="9 tokens do not fit a cache of 8"):
+        cache.update(torch.zeros(1, 1, 9, 4), torch.zeros(1, 1, 9, 4), 0)
+
+
+def test_forgetting_equals_a_fresh_session_that_was_told_what_is_left(taciturn):
+    model, processor = taciturn
+    encoder = ChatEncoder(processor.tokenizer, 4)
+    (dialogue,), (frames,) = cases(13, (60,))
+    stream = Stream(model, encoder, processor.image_processor, 1, limit=260)
+    stream.begin(0, encoder.system(START))
+    used, most = 0, 0
+    for turn in dialogue.turns:
+        features = stream.see(frames[used : used + len(turn.frames)]) if turn.frames else None
+        used += len(turn.frames)
+        said = stream.turn([0], [turn], [features], Greedy(), 6)
+        most = max(most, int(stream.cache.lengths[0]))
+        if not turn.frames:
+            continue
+        told = encoder.system(START)  # what the definition says is left, by transformers' own forward
+        left, kept = stream.heard[0], []
+        for one in left:
+            shown = len(one.features) if one.features is not None else 0
+            kept.append(shown)
+            told += encoder.user(type(turn)(tuple(range(shown)), one.text))
+            told += encoder.header + one.reply if one.reply is not None else []
+            told += encoder.newline if one.reply is not None and one.reply[-1] == encoder.im_end else []
+            told += [encoder.im_end] + encoder.newline if one.reply is not None and one.reply[-1] != encoder.im_end else []
+        seen = frames[used - sum(kept) : used]
+        logits = full_logits(model, processor, told, seen, encoder.image_pad)
+        (spoken,) = said.values()
+        end = len(told) - 1 - (spoken.ids[-1] != encoder.im_end)
+        for k, token in enumerate(spoken.ids):
+            row = logits[end - len(spoken.ids) + k - 1]
+            row[encoder.never_sampled] = -torch.inf
+            assert int(row.argmax()) == token
+    assert most <= 260 and stream.counts["re-encoded"] >= 3 and stream.counts["forgotten"] > 20
+    print(stream.counts, [one.text for one in stream.heard[0]][:4])
+    assert any(one.text and one.text.startswith("What") for one in stream.heard[0])  # the question stays
+
+
+def test_words_alone_can_fill_a_stream_and_the_question_is_the_last_to_go(taciturn):
+    model, processor = taciturn
+    encoder = ChatEncoder(processor.tokenizer, 4)
+    stream = Stream(model, encoder, processor.image_processor, 1, limit=150)
+    stream.begin(0, encoder.system(START))
+    frames = np.zeros((1, 56, 56, 3), np.uint8)
+    turn = random_dialogue(np.random.default_rng(0), 1).turns[0]
+    for k in range(30):
+        words = "What things show up?" if k == 0 else None
+        stream.turn([0], [type(turn)((0,), words)], [stream.see(frames)], Sampler([(0, k)], 3.0), 8)
+        assert int(stream.cache.lengths[0]) <= 150
+    assert stream.counts["turns"] > 0 and stream.heard[0][0].text == "What things show up?"
+    with pytest.raises(UserError, match="does not fit a context of 150"):
+        stream.turn([0], [type(turn)(tuple(range(40)))], [stream.see(np.repeat(frames, 40, 0))], Greedy(), 8)
+
+
+# --- The paper's Appendix A: silence without a token ---------------------------------------------------------------
+
+def test_in_the_format_frames_silence_leaves_no_token(taciturn):
+    encoder = ChatEncoder(taciturn[1].tokenizer, 4, "frames")
+    word, im_end, start = encoder._text, encoder.im_end, encoder.im_start
+    turns = (Turn((0,), "What?", NO_REPLY), Turn((1,), None, NO_REPLY), Turn(text="Now?"), Turn((2,), None, "A ring."),
+             Turn((3,), None, NO_REPLY), Turn((4,), None, NO_REPLY))  # fmt: skip
+    encoded = encoder.encode(Dialogue("d", "v", 1.0, turns), no_reply_weight=0.5)
+    frame, user, begin = encoder.frame, [start, *word("user\n")], encoder.system(PROACTIVE_SYSTEM)
+    reply = [im_end, *encoder.newline, start, *word("assistant\n"), *word("A ring."), im_end, *encoder.newline]
+    assert encoded.ids == begin + user + frame + word("What?") + frame + word("Now?") + frame + reply + user + frame + frame
+    learnt = [(token, weight) for token, label, weight in zip(encoded.ids, encoded.labels, encoded.weights) if label >= 0]
+    more = (encoder.vision_start, 0.5)  # after the first turn, and after the fifth; not where words follow
+    assert learnt == [more, (im_end, 1.0), *[(token, 1.0) for token in [*word("A ring."), im_end]], more]
+
+
+@pytest.mark.parametrize("limit", [0, 240])
+def test_the_stream_in_the_format_frames_equals_a_full_forward(tiny_folder, limit):  # noqa: F811
+    model, processor = teach_silence(*load(tiny_folder), form="frames")
+    encoder = ChatEncoder(processor.tokenizer, 4, "frames")
+    (dialogue,), (frames,) = cases(14, (24,))
+    stream, used, spoke = Stream(model, encoder, processor.image_processor, 1, limit=limit or 10**6), 0, []
+    stream.begin(0, encoder.system(START))
+    for turn in dialogue.turns:
+        features = stream.see(frames[used : used + len(turn.frames)]) if turn.frames else None
+        used += len(turn.frames)
+        said = stream.turn([0], [turn], [features], Greedy(), 8)
+        if not turn.frames:
+            continue
+        told, begun, kept = encoder.system(START), False, 0
+        for one in stream.heard[0]:
+            shown = len(one.features) if one.features is not None else 0
+            told, kept = told + encoder.user(Turn(tuple(range(shown)), one.text), begun), kept + shown
+            begun = one.reply is None
+            if one is not stream.heard[0][-1] and one.reply is not None:
+                told += encoder.header + one.reply + ([] if one.reply[-1] == encoder.im_end else [encoder.im_end]) + encoder.newline
+        seen = frames[used - kept : used]
+        logits = full_logits(model, processor, told, seen, encoder.image_pad)[-1]
+        speaks = bool(logits[encoder.im_end] > logits[encoder.vision_start])
+        assert speaks == (said[0].text != NO_REPLY)
+        assert abs(float(logits[[encoder.im_end, encoder.vision_start]].softmax(-1)[0]) - said[0].score) < 1e-4
+        spoke.append(speaks)
+        if speaks:
+            logits = full_logits(model, processor, told + encoder.header + said[0].ids, seen, encoder.image_pad)
+            logits[:, encoder.never_sampled] = -torch.inf
+            assert logits[-1 - len(said[0].ids) : -1].argmax(-1).tolist() == said[0].ids
+    assert 0 < sum(spoke) < len(spoke) and (stream.counts["re-encoded"] > 0) == bool(limit)
+
+
+# --- Attention without copies and loops ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("sides", [(56, 56), (140, 252), (112, 224)])
+def test_windows_at_once_are_windows_one_by_one(tiny_folder, sides):  # noqa: F811
+    """At 140 x 252 pixels some windows are smaller than others."""
+    (model, processor), frames = load(tiny_folder), np.random.default_rng(0).integers(0, 255, (3, *sides, 3), np.uint8)
+    values, grid = pixels(processor.image_processor, frames)
+    visual, found = model.model.visual, {}
+    assert visual.config._attn_implementation == WINDOWS
+    for name in (WINDOWS, "sdpa"):
+        visual.config._attn_implementation = name
+        out = visual(values, grid_thw=grid).pooler_output
+        out.square().sum().backward()
+        found[name] = out.detach(), torch.cat([p.grad.flatten() for p in visual.parameters() if p.grad is not None])
+        visual.zero_grad()
+    for mine, theirs in zip(found[WINDOWS], found["sdpa"], strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_heads_that_share_keys_need_no_copies():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 11, 8), torch.randn(2, 2, 11, 8)
+    mask = torch.rand(2, 1, 5, 11) > 0.3
+    mask[..., 0] = True
+    mine, _ = grouped_attention(None, query, key, value, mask, 0.4)
+    wide = [one.repeat_interleave(3, dim=1) for one in (key, value)]
+    theirs = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask, scale=0.4)
+    assert torch.allclose(mine, theirs.transpose(1, 2), atol=1e-6)
