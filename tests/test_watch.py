@@ -146,7 +146,8 @@ def test_ctrl_c_keeps_what_was_said(folder, film):
     command = [sys.executable, "-m", "mmduet2kit", "watch", film, "--question", FIRST, "--model", folder, "--speed", "1",
                "--frames-per-turn", "2"]  # fmt: skip
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+                               env=os.environ | {"OMP_NUM_THREADS": "1"},
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     first = json.loads(process.stdout.readline())  # in real time it comes while the video plays
     process.send_signal(signal.SIGINT)
     rest, told = process.communicate(timeout=30)
