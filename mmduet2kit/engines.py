@@ -87,6 +87,10 @@ class VLLMEngine:
 
     def _temper(self, model) -> None:
         model.language_model.model.norm.weight.data.div_(self.temperature)
+        head = model.language_model.lm_head
+        if hasattr(head, "cpu_linear"):  # a CPU's packed copy of the tied head, which reloading the embeddings leaves as it was
+            head.weight = model.language_model.model.embed_tokens.weight
+            head.quant_method.process_weights_after_loading(head)
 
     def load(self, weights) -> None:
         """New weights, (name, tensor) pairs with transformers' names; what was cached of the old ones goes."""
