@@ -95,7 +95,7 @@ def _loaded(what: str, folder: Path | str, get: Callable):
     try:
         return get()
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"No {what} could be loaded from {folder} ({reason}): mend that folder or make it anew.") from None
 
 
