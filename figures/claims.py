@@ -32,31 +32,13 @@ def evaluate(text: str, functions: Mapping[str, Callable], **names):
         raise UserError(f"claims.yaml: '{text}' is no rule ({error}): mend it.") from None
 
 
-class _Logs:
-    """Training logs of a run: means over all steps."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def means(self, column: str, model: str) -> dict[str, float]:
-        """{seed: mean of a column of train_<model>_seed<k>.csv}."""
-        found = {}
-        for seed in map(str, self.run.manifest.get("seeds", [])):
-            steps = [v for row in self.run.rows(f"train_{model}_seed{seed}.csv") if (v := number(row.get(column))) is not None]
-            if steps:
-                found[seed] = statistics.mean(steps)
-        if not found:
-            raise NotRun(f"no training log of {model}: {column}")
-        return found
-
-
 class Source:
     """Where values come from: the paper's files or a run's. Values stand by seed ("" in the paper)."""
 
     def __init__(self, run: Run, per_video: Resampler | None = None) -> None:
         self.per_video, self.curves = per_video or Resampler([]), run.rows("figure5.csv")
         self.tables = {k: run.rows(f"table{k}.csv") for k in range(2, 8)} | {"silence": run.rows("silence.csv")}
-        self.logs = _Logs(run)
+        self.run = run
         for row in self.tables[3]:  # the paper counts no decisions, but both models saw the same videos
             wall = number(row.get("wall_s"))
             row["wall_per_decision"] = "" if wall is None else wall / (number(row.get("decisions")) or 1)
@@ -67,7 +49,7 @@ class Source:
         if table == "f5":
             return self._curve(column, **filters), False, None
         if table == "log":
-            return self.logs.means(column, **filters), False, None
+            return self._log(column, **filters), False, None
         rows = [r for r in select(self.tables[table], **filters) if r.get("status", "ok") != NOT_RUN]
         failed, found = any(row.get("status") == FAIL for row in rows), {}
         for seed in dict.fromkeys(row.get("seed", "") for row in rows):
@@ -84,6 +66,17 @@ class Source:
             raise NotRun(f"{where}: {why}")
         sizes = [number(row.get("n")) for row in rows]
         return found, failed, sum(sizes) / len(set(found)) if all(sizes) else None
+
+    def _log(self, column: str, model: str) -> dict[str, float]:
+        """Means over all steps of a training log, train_<model>_seed<k>.csv."""
+        found = {}
+        for seed in map(str, self.run.manifest.get("seeds", [])):
+            steps = [v for row in self.run.rows(f"train_{model}_seed{seed}.csv") if (v := number(row.get(column))) is not None]
+            if steps:
+                found[seed] = statistics.mean(steps)
+        if not found:
+            raise NotRun(f"no training log of {model}: {column}")
+        return found
 
     def _curve(self, feature: str, metric: str, domain: str) -> dict[str, float]:
         found: dict[str, list] = {}

@@ -1,6 +1,7 @@
 """Keys and values of many sessions: rows of unequal length without holes, growing or of one fixed size."""
 
 import torch
+
 from .attention import GROUPED
 
 

@@ -65,7 +65,7 @@ class ChatEncoder:
         if form == "frames":  # the user's turn is still open when the model speaks
             self.header = [self.im_end, *self.newline, *self.header]
         self.vision_start = ids["<|vision_start|>"]
-        self.frame = [ids["<|vision_start|>"], *[self.image_pad] * tokens_per_frame, ids["<|vision_end|>"]]
+        self.frame = [self.vision_start, *[self.image_pad] * tokens_per_frame, ids["<|vision_end|>"]]
         self.silence = self.reply(NO_REPLY)
         # A sampled vision token would crash the forward pass or, worse, drop all images silently (trl, transformers).
         self.never_sampled = [ids[name] for name in SPECIALS if name != "<|im_end|>"]
@@ -91,6 +91,10 @@ class ChatEncoder:
     def reply(self, text: str) -> list[int]:
         """What the assistant itself writes: its words and the end token (the newline after it is the environment's)."""
         return [*self._text(text), self.im_end]
+
+    def closing(self, ids: list[int]) -> list[int]:
+        """What the environment writes behind a reply of these ids: the end token, if a cap cut it off, and the newline."""
+        return ([] if ids[-1:] == [self.im_end] else [self.im_end]) + self.newline
 
     def decode(self, ids: list[int]) -> str:
         """Text of a sampled reply, special tokens removed."""

@@ -138,7 +138,7 @@ class VLLMEngine:
                 made = answer.outputs[0]
                 spoken = Spoken(list(made.token_ids), [step[token].logprob for token, step in zip(made.token_ids, made.logprobs)])
                 spoken.text = encoder.decode(spoken.ids)
-                ids[row] += spoken.ids + ([] if spoken.ids[-1] == encoder.im_end else [encoder.im_end]) + encoder.newline
+                ids[row] += spoken.ids + encoder.closing(spoken.ids)
                 self.counts.update(decisions=1, silent=spoken.ids == encoder.silence, cached=answer.num_cached_tokens or 0,
                                    prompt=len(answer.prompt_token_ids))  # fmt: skip
                 out[row].append(spoken)

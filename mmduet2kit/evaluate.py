@@ -17,12 +17,12 @@ from .dialogue import NO_REPLY, Dialogue
 from .engines import Session, StreamEngine, VLLMEngine
 from .errors import UserError
 from .files import read_json, sha256_file, write_csv, write_json, write_jsonl
-from .model import load
+from .model import encoder_for, load
 from .profile import Profile, add_profile_arguments, load_profile, positive
 from .score import MemoJudge, get_judge, score_question, totals
 from .score.streamingbench import all_rules
 from .stream import Greedy
-from .train.common import HEAD, encoder_for
+from .train.common import HEAD
 
 
 @dataclass

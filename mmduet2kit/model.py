@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .attention import WINDOWS
-from .chat import SPECIALS
+from .chat import SPECIALS, ChatEncoder
 from .errors import UserError
 from .profile import Model
 from .progress import rank
@@ -140,6 +140,12 @@ def freeze_vision(model) -> None:
     """Freeze the vision tower but not its merger, the aligner (upstream SFT: ViT frozen, aligner trained)."""
     for name, parameter in model.model.visual.named_parameters():
         parameter.requires_grad_(name.startswith("merger"))
+
+
+def encoder_for(processor, frames: np.ndarray, form: str = "turns") -> ChatEncoder:
+    """The encoder for frames of this size [N, H, W, 3]: its visual tokens a frame follow from the grid. form: see ChatEncoder."""
+    side = processor.image_processor.patch_size * processor.image_processor.merge_size
+    return ChatEncoder(processor.tokenizer, (frames.shape[1] // side) * (frames.shape[2] // side), form)
 
 
 def pixels(image_processor, frames: np.ndarray, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:

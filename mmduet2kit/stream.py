@@ -197,8 +197,7 @@ class Stream:
             spoken = out[row]
             if agreed[row] and len(spoken.ids) < len(ahead):  # the cap ended it within NO REPLY
                 self._go_back(row, len(ahead) - len(spoken.ids))
-            cut = [] if spoken.ids[-1] == self.encoder.im_end else [self.encoder.im_end]
-            self.pending[row] += cut + self.encoder.newline  # a reply cut off by the cap is closed by the environment
+            self.pending[row] += self.encoder.closing(spoken.ids)
             spoken.text = self.encoder.decode(spoken.ids)
             self.counts["accepted"] += bool(ahead) and agreed[row] and spoken.ids == self.encoder.silence
         return [out[row] for row in rows]
@@ -267,9 +266,8 @@ class Stream:
             frames = tuple(range(len(one.features))) if one.features is not None else ()
             if not frames and not one.text and one.reply in (None, silent):
                 return []
-            said = [] if one.reply is None else encoder.header + one.reply
-            cut = [] if not said or said[-1] == encoder.im_end else [encoder.im_end]
-            return encoder.user(Turn(frames, one.text), begun) + said + cut + (encoder.newline if said else [])
+            said = [] if one.reply is None else encoder.header + one.reply + encoder.closing(one.reply)
+            return encoder.user(Turn(frames, one.text), begun) + said
 
         sizes = [len(ids(one)) for one in turns]
         for k, one in enumerate(turns[:-1]):

@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .chat import ChatEncoder
-from .corpus.video import SIDE, frames
+from .corpus.video import frames
 from .dialogue import NO_REPLY, PROACTIVE_SYSTEM, Turn
 from .errors import UserError
-from .model import load
+from .model import encoder_for, load
 from .profile import positive
 from .stream import Greedy, Stream
 
@@ -178,8 +177,7 @@ def run(args) -> int:
         first = next(seen, None)
         if first is None:
             raise UserError(f"{args.video} holds no frame at intervals of {args.interval:g} s: give a smaller --interval.")
-        height, width = first[1].shape[:2]
-        encoder = ChatEncoder(processor.tokenizer, height * width // SIDE**2)
+        encoder = encoder_for(processor, first[1][None], getattr(model.config, "chat_form", "turns"))
         stream = Stream(model, encoder, processor.image_processor, 1, limit=args.context, ahead=not args.no_ahead, graphs=args.graphs)
         stream.begin(0, encoder.system(PROACTIVE_SYSTEM))
         if args.speed and sys.stdin.isatty():  # what is typed while the video plays is asked with the next frames

@@ -16,12 +16,12 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer import utils as trl_utils
 
-from ..chat import IGNORE, ChatEncoder
+from ..chat import IGNORE
 from ..corpus.build import Dataset
 from ..dialogue import Dialogue
 from ..errors import UserError
 from ..files import is_made_for, made_for, read_csv, sha256_file, sha256_text, write_csv
-from ..model import freeze_vision, load_model, load_processor, pixels
+from ..model import encoder_for, freeze_vision, load_model, load_processor, pixels
 from ..profile import RL, Fit, Profile
 from ..progress import ranks
 
@@ -29,12 +29,6 @@ HEAD = "threshold_head.pt"  # beside the weights of a threshold model
 
 # Without Triton, TRL scores positions without a label too, for devices that compile anew when shapes change. A CPU does not.
 trl_utils._use_triton = lambda device, ask=trl_utils._use_triton: device.type == "cpu" or ask(device)
-
-
-def encoder_for(processor, frames: np.ndarray, form: str = "turns") -> ChatEncoder:
-    """The encoder for frames of this size [N, H, W, 3]: its visual tokens a frame follow from the grid. form: see ChatEncoder."""
-    side = processor.image_processor.patch_size * processor.image_processor.merge_size
-    return ChatEncoder(processor.tokenizer, (frames.shape[1] // side) * (frames.shape[2] // side), form)
 
 
 class Collator:

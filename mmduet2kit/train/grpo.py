@@ -25,11 +25,11 @@ from ..corpus.build import Dataset
 from ..dialogue import Segment
 from ..engines import StreamEngine, VLLMEngine
 from ..files import read_csv, write_csv
-from ..model import load, pixels, save
+from ..model import encoder_for, load, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile, positive
 from ..progress import rank, ranks
 from ..score import MemoJudge, get_judge
-from .common import Collator, CsvLog, arguments, begin, encoder_for, finish, schedule
+from .common import Collator, CsvLog, arguments, begin, finish, schedule
 from .rollout import TERMS, judge_rollouts, roll_out, statistics
 
 COLUMNS = [

@@ -64,7 +64,7 @@ def _transcript(encoder: ChatEncoder, segment: Segment, prompt: list[int], said:
             spoken = next(answers)
             out.add(encoder.header)
             out.add(spoken.ids, spoken.logps)
-            out.add(([] if spoken.ids[-1] == encoder.im_end else [encoder.im_end]) + encoder.newline)
+            out.add(encoder.closing(spoken.ids))
             out.turns.append((next(times), spoken.text.strip()))
     return out
 
