@@ -135,13 +135,13 @@ def latex(text: str) -> str:
 TEMPLATES.filters["latex"] = latex
 
 
-def beside(run: Run, name: str, title: str, lines: Sequence, columns: Sequence, notes: list[str]) -> Table:
-    """A table with a paper row and a kit row for every line; tab2_x reads the two table2.csv.
+def beside(run: Run, name: str, title: str, lines: Sequence, columns: Sequence, notes: list[str], file: str = "") -> Table:
+    """A table with a paper row and a kit row for every line; tab2_x reads the two table2.csv, unless another `file` is given.
 
     lines: (label, filters in the paper's file or None, in the kit's or None); columns: (header, metrics,
     filters, digits). A smoke run gets no paper rows.
     """
-    file = f"table{name[3]}.csv"
+    file = file or f"table{name[3]}.csv"
     theirs, ours, rows = Run(PAPER).rows(file), run.rows(file), []
     for label, *both in lines:
         for who, source, filters in zip(("paper", "kit"), (theirs, ours), both):

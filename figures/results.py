@@ -17,6 +17,7 @@ COLUMNS = {
     "table5": "model seed accuracy_first_reply accuracy_time accuracy_time_content n status",
     "table6": "model domain seed pauc duplicate reply_turns status",
     "table7": "sft_interval rl_interval test_interval domain seed pauc duplicate reply_turns status",
+    "formats": "chat_form domain seed pauc duplicate reply_turns tokens_per_min ms_per_turn ms_per_turn_ahead status",
     "silence": "sft_interval no_reply_weight silent_turns answer_turns test_interval domain seed pauc reply_turns status",
     "per_video": f"experiment model sft_interval rl_interval test_interval domain seed question_id {' '.join(SUMS)}",
 }
@@ -63,6 +64,9 @@ class Tables:
                 self._watched(7, model, test, DOMAINS[:2], keys)
         if self.profile.ablation.no_reply_weights:
             self._silence(fine, coarse)
+        for form, model in (("turns", "sft"), ("frames", "sft-frames")):
+            self._watched("formats", model, fine, DOMAINS[:2], {"chat_form": form})
+        self._time_formats()
         self.rows["table3"] += (row | part for row, part in self._extra("speed", "threshold", "rl"))
         for row, part in self._extra("offline", "base", "sft", "rl"):
             for task in ("caption", "attribute_qa"):
@@ -92,6 +96,14 @@ class Tables:
                 model = f"sft{self.profile.sft_arm(interval, weight)}"
                 keys = {"sft_interval": interval, "no_reply_weight": weight, "test_interval": intervals[0]}
                 self._watched("silence", model, intervals[0], DOMAINS[:1], keys | data)
+
+    def _time_formats(self) -> None:
+        """Milliseconds a turn of both chat formats, one stream at a time, beside the PAUC of the domain that was timed (WEB)."""
+        for row in self.rows["formats"]:
+            found = dict(self._runs("sft" if row["chat_form"] == "turns" else "sft-frames"))[row["seed"]]
+            for name, column in (("speed", "ms_per_turn"), ("ahead", "ms_per_turn_ahead")):
+                if row["domain"] == DOMAINS[0] and name in found:
+                    row[column] = 1000 * found[name]["wall_s"] / found[name]["decisions"]
 
     def _watched(self, table: int | str, model: str, interval: float, domains, keys: Mapping) -> None:
         """Add a model's rows at a test interval to a table, and its videos to per_video, both under `keys`."""

@@ -119,10 +119,10 @@ class Evaluator:
             items.append((0.0, (start + end) / 2, onsets[w.record["video"], start], f"{colour} {shape}", w.replies))
         return all_rules(items, self.profile.evaluate.po_window)
 
-    def wall_time(self, records: Sequence[dict], interval: float) -> dict:
-        """Table 3: seconds for these videos one after another, plain generation at every decision (silence not verified ahead)."""
+    def wall_time(self, records: Sequence[dict], interval: float, ahead: bool = False) -> dict:
+        """Table 3: seconds for these videos one after another, plain generation at every decision (or silence verified `ahead`)."""
         plain = Evaluator(self.profile, self.dataset, self.model, self.processor, self.head, self.threshold,
-                          StreamEngine(self.model, self.processor.image_processor, ahead=False))  # fmt: skip
+                          StreamEngine(self.model, self.processor.image_processor, ahead=ahead))  # fmt: skip
         plain.watch(records[:1], interval, batch=1)  # warm-up
         started = time.perf_counter()
         watched = plain.watch(records, interval, batch=1)
@@ -203,7 +203,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--domains", default="WEB,EGO,TV,VAD", help="default: WEB,EGO,TV,VAD")
     parser.add_argument("--intervals", default="", help="seconds between frames, by commas (default: the profile's)")
     parser.add_argument("--engine", choices=("stream", "vllm"), default="stream", help="who generates (default: stream)")
-    parser.add_argument("--extras", default="", help="any of offline,po,speed by commas")
+    parser.add_argument("--extras", default="", help="any of offline,po,speed,ahead by commas (ahead: speed with NO REPLY verified)")
 
 
 def run(args) -> None:
@@ -212,8 +212,8 @@ def run(args) -> None:
     dataset, folder = Dataset(profile.data), profile.model_dir(args.model, args.seed)
     domains, extras = dict.fromkeys(args.domains.split(",")), set(filter(None, args.extras.split(",")))
     tests, stored = {record["domain"] for record in dataset.benchmark("test")}, min(profile.video.intervals)
-    if unknown := (set(domains) - tests) or extras - {"offline", "po", "speed"}:
-        known = f"domains are {', '.join(sorted(tests))}; extras offline, po, speed"
+    if unknown := (set(domains) - tests) or extras - {"offline", "po", "speed", "ahead"}:
+        known = f"domains are {', '.join(sorted(tests))}; extras offline, po, speed, ahead"
         raise UserError(f"There is no {min(unknown)!r} to evaluate: {known}.")
     try:
         intervals = [positive(text) for text in (args.intervals or str(profile.video.test_interval)).split(",")]
@@ -235,10 +235,13 @@ def run(args) -> None:
     place = profile.results / "eval"
     for interval in intervals:
         for domain in domains:
+            before = evaluator.engine.counts["tokens"]
             watched = evaluator.watch(evaluator.records("test", domain), interval)
             rows = evaluator.score(watched, onsets)
             found = pooled(rows, profile.evaluate.reply_every_turn_budget)
             found["quantum_s"] = interval * profile.video.test_frames_per_turn[domain]
+            seconds = found["quantum_s"] * sum(w.decisions for w in watched)
+            found["tokens_per_min"] = 60 * (evaluator.engine.counts["tokens"] - before) / seconds
             out["proactive"].append({"domain": domain, "interval": interval, "rows": rows, "pooled": found})
             name = f"{args.model}-seed{seed}-{domain}-{interval:g}s.jsonl"
             write_jsonl(place / "predictions" / name, map(to_prediction, watched))
@@ -247,9 +250,10 @@ def run(args) -> None:
         out["offline"] = evaluator.offline("test")
     if "po" in extras:
         out["po"] = evaluator.proactive_output(onsets)
-    if "speed" in extras:
-        records = evaluator.records("test", "WEB", profile.evaluate.speed_videos)
-        out["speed"] = evaluator.wall_time(records, profile.video.test_interval)
+    for name in ("speed", "ahead"):
+        if name in extras:
+            records = evaluator.records("test", "WEB", profile.evaluate.speed_videos)
+            out[name] = evaluator.wall_time(records, profile.video.test_interval, name == "ahead")
     out["engine"] = {"name": args.engine, **evaluator.engine.counts}
     file = place / f"{args.model}-seed{seed}.json"
     if file.exists() and (before := read_json(file)).get("weights") == out["weights"]:  # what was not measured now stays

@@ -245,6 +245,15 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
         ],
     )  # fmt: skip
     write_csv(
+        results / "formats.csv",
+        [
+            {"chat_form": form, "domain": domain, "seed": s, "pauc": 40 + s, "duplicate": 5.0, "reply_turns": 2.0,
+             "tokens_per_min": 600.0 / (1 + (form == "frames")), "ms_per_turn": 30.0 if domain == "WEB" else "",
+             "ms_per_turn_ahead": 12.5 if domain == "WEB" else "", "status": "ok"}
+            for form in ("turns", "frames") for domain in ("WEB", "EGO") for s in seeds
+        ],
+    )  # fmt: skip
+    write_csv(
         results / "silence.csv",
         [
             {"sft_interval": interval, "no_reply_weight": weight, "silent_turns": 300 * (3 - interval), "answer_turns": 100,

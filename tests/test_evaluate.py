@@ -122,6 +122,19 @@ def test_arms_of_silence_stand_with_their_datas_turns(tmp_path, monkeypatch):
     assert (rows[1.0, 1.0]["silent_turns"], rows[2.0, 1.0]["silent_turns"], rows[2.0, 0.5]["answer_turns"]) == ("4", "2", "1")
 
 
+def test_the_chat_formats_are_compared_seed_by_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pooled = {"pauc": 31.0, "reply_turns": 1.5, "status": "ok", "tokens_per_min": 480.0}
+    parts = [{"domain": domain, "interval": 1.0, "rows": [], "pooled": pooled} for domain in ("WEB", "EGO")]
+    found = {"proactive": parts, "speed": {"wall_s": 3.0, "decisions": 100}, "ahead": {"wall_s": 1.0, "decisions": 100}}
+    write_json(PROFILE.results / "eval" / "sft-frames-seed1.json", found)
+    Tables(PROFILE).write()
+    rows = {(r["chat_form"], r["domain"]): r for r in read_csv(PROFILE.results / "formats.csv")}
+    assert [rows["turns", domain]["status"] for domain in ("WEB", "EGO")] == ["NOT RUN"] * 2
+    assert (rows["frames", "WEB"]["ms_per_turn"], rows["frames", "WEB"]["ms_per_turn_ahead"]) == ("30.0", "10.0")
+    assert rows["frames", "EGO"]["tokens_per_min"] == "480.0" and rows["frames", "EGO"]["ms_per_turn"] == ""
+
+
 def test_a_base_model_that_the_profile_names_is_used(monkeypatch):
     model = PROFILE.model.model_copy(update={"path": "somewhere/base-3B"})
     named, asked = PROFILE.model_copy(update={"model": model}), []

@@ -69,7 +69,7 @@ def test_redraw_is_complete_quick_and_byte_stable(runs, drawn, tmp_path):
     kinds = {name: {p.suffix for p in first if p.stem == name} for name in NAMES}
     for name, found in kinds.items():
         assert found == (
-            {".md", ".tex", ".csv"} if name.startswith("tab") else {".svg", ".pdf", ".png", ".txt", ".csv"}
+            {".md", ".tex", ".csv"} if hasattr(scripts()[name].draw, "table") else {".svg", ".pdf", ".png", ".txt", ".csv"}
         )
     assert {path.name for path in first} == {path.name for path in tmp_path.iterdir()}
 
@@ -176,6 +176,13 @@ def test_variants_are_compared_within_their_groups(runs, tmp_path):
     deviations = [row for row in read_csv(paths[".csv"]) if row["term"] == "pauc"]
     assert [float(row["deviation_within_groups"]) for row in deviations] == [
         pytest.approx(np.sqrt((3.5 + 0) / 2), abs=1e-4), pytest.approx(np.sqrt((3.5 + 3) / 2), abs=1e-4)]  # fmt: skip
+
+
+def test_both_chat_formats_stand_side_by_side(runs):
+    table = scripts()["ours4_formats"].draw.table(runs["three"])
+    rows = {row[0].split(" ")[0]: dict(zip(table.header, row)) for row in table.rows}
+    assert rows["NO"]["[WEB] context tokens a minute"] == "600" and rows["one"]["[EGO] context tokens a minute"] == "300"
+    assert rows["one"]["[WEB] ms a turn, silence verified"] == "12.5" and {row["from"] for row in rows.values()} == {"kit"}
 
 
 def test_silence_stands_over_the_weighted_odds_of_no_reply(runs, tmp_path):
