@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+#SBATCH --job-name=mmduet2kit --ntasks-per-node=1 --signal=B:TERM@300 --requeue --open-mode=append
 # The one entry point: sets up its own environment, then runs, tests, redraws or checks (sbatch takes it too).
 #   ./run_all.sh [run|test|figures|doctor] [--profile P] [--from NN] [--only NN] [--force] [--dry-run]
 # `run` and `--profile tiny` are the defaults; `test --all` runs the long tests too.
@@ -15,7 +16,7 @@ cd -P "$(dirname "${BASH_SOURCE[0]}")"
 command=run
 case "${1:-}" in
   run|test|figures|doctor) command=$1; shift ;;
-  -h|--help) sed -n '2,5p' run_all.sh; exit 0 ;;
+  -h|--help) sed -n '3,6p' run_all.sh; exit 0 ;;
   ""|-*) ;;
   *) stop "unknown command '$1': choose run, test, figures or doctor." ;;
 esac
@@ -36,7 +37,11 @@ done
 
 # Long steps run in the background and are waited for, so that TERM and Ctrl-C end them too.
 child=""
-trap 'if [ -n "$child" ]; then kill "$child" 2>/dev/null; wait "$child" || true; fi; exit 143' TERM INT HUP
+ended() {  # Slurm tells the batch script alone that its time is over: the job goes back into the queue, and on from there.
+  if [ -n "$child" ]; then kill "$child" 2>/dev/null; wait "$child" || true; fi
+  if [ -n "${SLURM_JOB_ID:-}" ] && [ "$1" = TERM ]; then scontrol requeue "$SLURM_JOB_ID" || true; fi; exit 143
+}
+for signal in TERM INT HUP; do trap "ended $signal" "$signal"; done
 step() { "$@" & child=$!; local code=0; wait "$child" || code=$?; child=""; return $code; }
 
 # --- 2. Which environment? An active conda environment made from environment.yml, else .venv in this folder. 
@@ -69,7 +74,7 @@ python=$env/bin/python
 
 # --- 3. Install what pyproject.toml pins, once: a stamp remembers for which pyproject.toml and Python. 
 extras=dev
-if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then extras=dev,gpu; fi
+if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then extras=dev,gpu,adam8bit; fi
 wanted="$(cat pyproject.toml - <<<"$("$python" -VV) $extras $PWD" | "$python" -c \
   'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
 pin() { grep -om1 "\"$1==[^\"]*" pyproject.toml | tr -d '"'; }
@@ -84,7 +89,7 @@ if [ "$(cat "$env/mmduet2kit-stamp" 2>/dev/null)" != "$wanted" ]; then
   # torch first: some packages look for it while they are built.
   say "  1 of 2: $(pin torch)"; install "$(pin torch)" || stop "$failed" 1
   say "  2 of 2: everything else"; install -e ".[$extras]" || stop "$failed" 1
-  if [ "$extras" = dev,gpu ]; then
+  if [ "$extras" != dev ]; then
     say "  A GPU is here: building $(pin flash-attn), which may take long (an attempt; nothing depends on it)"
     install --no-build-isolation "$(pin flash-attn)" >"$env/flash-attn.log" 2>&1 \
       || say "  flash-attn could not be built (see $env/flash-attn.log): PyTorch's SDPA serves instead."
@@ -96,7 +101,8 @@ fi
 export PATH="$env/bin:$PATH"
 exec 9>&-  # the set-up's lock
 
-# --- 4. Do it. exec: signals for this script then reach the runner itself. --------------------------------
+# --- 4. Do it. exec: signals for this script then reach the runner itself (under Slurm it must outlive it). 
+if [ -n "${SLURM_JOB_ID:-}" ] && [ "$command" = run ]; then step "$python" -m mmduet2kit run "$@"; exit 0; fi
 [ "$command" = test ] || exec "$python" -m mmduet2kit "$command" "$@"
 
 # --- 5. Tests, cheapest first. The smoke run goes through this script itself, not through a second path. --

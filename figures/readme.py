@@ -16,10 +16,13 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from mmduet2kit.corpus import benchmarks  # noqa: F401 - it registers its readers
+from mmduet2kit.corpus.readers import READERS
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, read_json, write_atomic, write_csv, write_json
 from mmduet2kit.report import redraw
 from claims import rules_hash
+from scaling import page
 from tables import STUDY, Run, figure_of
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +30,8 @@ DATA, DRAWN = STUDY, ROOT / "figures" / "drawn"
 DEFAULT = ROOT / "figures" / "data" / "tiny"  # manifest of the last reference run of the README's first command
 LEDGER = ROOT / "figures" / "data" / "reruns.csv"
 BLOCK = re.compile(r"(<!-- run: [^>]*-->\n).*?(<!-- /run -->)", re.S)
+CORPORA = re.compile(r"(<!-- corpora: [^>]*-->\n).*?(<!-- /corpora -->)", re.S)
+SCALING = re.compile(r"(<!-- scaling: [^>]*-->\n).*?(<!-- /scaling -->)", re.S)
 NAMES = {"base": "base model", "sft": "SFT", "threshold": "threshold baseline", "rl": "SFT + GRPO"}
 
 
@@ -92,8 +97,16 @@ def _cell(rows: list[dict]) -> str:
 
 
 def filled(readme: str, data: Path = DATA) -> str:
-    """The README with its block made anew."""
-    return BLOCK.sub(lambda m: m[1] + block(data) + m[2], readme)
+    """The README with its blocks made anew: the run's, the scaling page, the corpora."""
+    for where, text in ((BLOCK, block(data)), (SCALING, page()), (CORPORA, corpora())):
+        readme = where.sub(lambda m, text=text: m[1] + text + m[2], readme)
+    return readme
+
+
+def corpora() -> str:
+    """Markdown: the corpora that the kit reads, by their readers' own words."""
+    lines = ["| corpus | written from | | licence | access |", "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {r.name} | {r.source} | {r.seen} | {r.licence} | {r.access} |" for r in READERS.values())]) + "\n"
 
 
 def frozen(commit: str) -> str:

@@ -54,10 +54,11 @@ class Dialogue:
     domain: str = ""
     kind: str = ""  # 1QnA, nQnA, offline
     system: str = PROACTIVE_SYSTEM
+    skipped: int = 0  # frames that were consumed before those of the turns (a history that was cut)
 
     def times(self) -> list[float]:
         """The clock time of every turn."""
-        times, consumed = [], 0
+        times, consumed = [], self.skipped
         for turn in self.turns:
             consumed += len(turn.frames)
             times.append(consumed * self.interval)

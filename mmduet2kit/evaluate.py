@@ -19,7 +19,7 @@ from .errors import UserError
 from .files import read_json, sha256_file, write_csv, write_json, write_jsonl
 from .model import encoder_for, load
 from .profile import Profile, add_profile_arguments, load_profile, positive
-from .score import MemoJudge, get_judge, score_question, totals
+from .score import judge_of, score_question, totals
 from .score.streamingbench import all_rules
 from .stream import Greedy
 from .train.common import HEAD
@@ -41,7 +41,7 @@ class Evaluator:
         self.profile, self.dataset, self.model, self.processor = profile, dataset, model, processor
         self.head, self.threshold = head, threshold
         self.engine = engine or StreamEngine(model, getattr(processor, "image_processor", None))
-        self.judge = MemoJudge(get_judge("exact"))
+        self.judge = judge_of(profile)
 
     def dialogue(self, record: dict, interval: float) -> Dialogue:
         return from_benchmark(record, interval, self.profile.video.test_frames_per_turn[record["domain"]])

@@ -1,21 +1,17 @@
-"""What a run is made with, for its manifest; and `mmduet2 doctor`: has this machine what is needed?"""
+"""What a run is made with, for its manifest."""
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from . import __version__
 from .errors import UserError
 from .files import read_json
-from .profile import load_profile
-
-DISK_GB = 5  # the environment takes 2 GB, and a run's videos and checkpoints
-
 
 def pins() -> dict[str, dict[str, str]]:
     """The exact versions in pyproject.toml: {"core": {name: version}, "gpu": {...}, ...}."""
@@ -51,6 +47,15 @@ def read_manifest(path: Path) -> dict:
     return found
 
 
+def attention_for(wanted: str) -> str:
+    """The attention that is used: `auto` is flash-attn where it is installed and there is a GPU, PyTorch's SDPA else."""
+    if wanted == "auto" and find_spec("flash_attn"):
+        import torch
+
+        return "flash_attention_2" if torch.cuda.is_available() else "sdpa"
+    return "sdpa" if wanted == "auto" else wanted
+
+
 def set_up_minutes() -> float | None:
     """What run_all.sh took to make this environment; None where something else made it."""
     file = Path(sys.prefix) / "set-up-seconds"
@@ -66,29 +71,5 @@ def describe(profile) -> dict:
         "commit": _said("git rev-parse HEAD"), "dirty": bool(_said("git status --porcelain")),
         "profile": profile.name, "profile_hash": profile.hash(), "seeds": list(profile.seeds),
         "python": platform.python_version(), "platform": platform.platform(), "cpu": cpu, "cores": cores(),
-        "set_up_minutes": set_up_minutes(), "gpu": gpu, "versions": versions(), "settings": profile.model_dump(mode="json"),
+        "set_up_minutes": set_up_minutes(), "gpu": gpu, "attention": attention_for(profile.model.attention), "versions": versions(), "settings": profile.model_dump(mode="json"),
     }
-
-
-def add_arguments(parser) -> None:
-    """Arguments of `mmduet2 doctor`."""
-    parser.add_argument("--profile", default="tiny", help="the profile that is to be run (default: tiny)")
-
-
-def run(args) -> int:
-    """`mmduet2 doctor`: one line per check, ok or STOP; exit code 3 when a run could not work."""
-    profile, wanted, found = load_profile(args.profile), pins(), versions()
-    free = shutil.disk_usage(".").free / 1e9
-    missing = [name for name in wanted["core"] if name not in found]
-    other = [f"{name} {found[name]} instead of {version}" for group in wanted.values()
-             for name, version in group.items() if found.get(name, version).split("+")[0] != version]
-    checks = {f"Python {platform.python_version()} (3.11 or 3.12 is needed)":
-              (3, 11) <= sys.version_info[:2] <= (3, 12),
-              f"{free:.0f} GB free here ({DISK_GB} GB are needed)": free >= DISK_GB,
-              f"packages missing: {', '.join(missing) or 'none'}": not missing}
-    for text, good in checks.items():
-        print(f"{'ok' if good else 'STOP':<5} {text}")
-    print(f"note  packages not as pinned: {'; '.join(other) or 'none'}")
-    good = all(checks.values())
-    print(f"Profile {profile.name}: {'nothing speaks against it' if good else 'mend what says STOP first'}.")
-    return 0 if good else 3

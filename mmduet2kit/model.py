@@ -9,6 +9,7 @@ import torch
 from .attention import WINDOWS
 from .chat import SPECIALS, ChatEncoder
 from .errors import UserError
+from .manifest import attention_for
 from .profile import Model
 from .progress import rank
 
@@ -72,18 +73,28 @@ def make_model(spec: Model, tokenizer, seed: int):
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
         initializer_range=spec.init_range, tie_word_embeddings=True,
     )  # fmt: skip
-    config._attn_implementation = spec.attention
+    config._attn_implementation = attention_for(spec.attention)
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
-def save(model, processor, folder: Path | str) -> Path:
-    """Write an ordinary Hugging Face folder, which `from_pretrained` loads; of several ranks the first does it."""
-    folder = Path(folder)
+def save(model, processor, folder: Path | str, dtype: str = "float32", state: dict | None = None) -> Path:
+    """Write an ordinary Hugging Face folder, which `from_pretrained` loads; of several ranks the first does it.
+
+    state: the weights, where the model does not hold them itself (ZeRO-3).
+    """
+    from transformers import logging
+
+    folder, kind = Path(folder), getattr(torch, dtype)
     if rank() == 0:
-        model.save_pretrained(folder)
+        logging.disable_progress_bar()
+        state, cast = state or model.state_dict(), {}
+        for tensor in state.values():  # tied weights stay one
+            cast.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(kind))
+        state = {name: cast[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
+        model.save_pretrained(folder, state_dict=state)
         processor.save_pretrained(folder)
     return folder
 
@@ -100,10 +111,11 @@ def _loaded(what: str, folder: Path | str, get: Callable):
 
 
 def load_model(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
-    """The model of a Hugging Face folder or hub name; UserError when there is none."""
+    """The model of a Hugging Face folder or hub name; UserError when there is none. attention: see `attention_for`."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, logging
 
     logging.disable_progress_bar()  # it fills logs, and in notebooks it leaves widgets behind
+    attention = attention_for(attention)
     kind = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
 
     def get():

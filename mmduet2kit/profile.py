@@ -81,7 +81,7 @@ class Dialogue(_Section):
 class Model(_Section):
     path: str | None  # a Hugging Face folder or name; None: made and trained here
     dtype: Literal["float32", "bfloat16"]
-    attention: Literal["sdpa", "eager", "flash_attention_2"]
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: flash-attn where it is installed, else sdpa
     hidden: Count | None = None
     layers: Count | None = None
     heads: Count | None = None
@@ -120,6 +120,7 @@ class Fit(_Training):
     weight_decay: Amount
     no_reply_weight: Amount
     jitter: Share  # augmentation of the frames: light, noise, place; 0 to 1
+    max_tokens: Whole  # longer samples are left out and counted; 0: none
 
 
 class RL(_Training):
@@ -130,6 +131,10 @@ class RL(_Training):
     temperature: Size
     top_k: Whole
     max_new_tokens: Count  # a turn
+    max_prompt: Whole  # tokens of history: its oldest turns are dropped whole; 0: no limit
+    max_response: Whole  # tokens of a rollout, were every reply as long as allowed: its last turns are dropped whole; 0: no limit
+    vllm_memory: Share  # of a GPU's memory, for vLLM while it generates
+    importance_cap: Size  # of the weights that correct for vLLM's log-probs (truncated importance sampling)
     segment_turns: Counts
     loss: Literal["dapo", "bnpo", "grpo"]
     beta: Amount
@@ -139,6 +144,32 @@ class RL(_Training):
     weights: tuple[Amount, Amount, Amount, Amount]
     prefix_chars: Count
     eval_steps: Count
+
+
+class Launch(_Section):
+    """How trainings are spread over GPUs; on CPUs only `checkpointing` and `grace_s` mean something."""
+
+    zero: Literal[0, 2, 3]  # DeepSpeed's ZeRO stage; 0: without DeepSpeed
+    offload: bool  # optimizer states in the machine's memory (needs ZeRO)
+    adam: Literal["torch", "8bit"]
+    checkpointing: bool  # compute activations again instead of keeping them
+    grace_s: Size  # from TERM to KILL: time to save a checkpoint
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.offload and not self.zero:
+            raise ValueError("offload needs zero: 2 or 3")
+        if self.adam == "8bit" and self.zero:
+            raise ValueError("adam: 8bit goes with zero: 0 only")
+        return self
+
+
+class JudgeSpec(_Section):
+    """Who judges replies in RL and evaluation; `url` and `model` are the LLM judge's."""
+
+    name: Literal["exact", "embedding", "llm"]
+    url: str | None
+    model: str | None
 
 
 class Evaluate(_Section):
@@ -165,6 +196,7 @@ class Profile(_Section):
     extends: str | None = None
     purpose: str
     meaningful: bool  # False: the numbers mean nothing (smoke)
+    dataset: str | None  # a folder with a built dataset; None: made here, in the procedural world
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
     parallel: Count  # jobs side by side
     stage_timeout_s: Count
@@ -175,6 +207,8 @@ class Profile(_Section):
     base: Fit
     sft: Fit
     rl: RL
+    launch: Launch
+    judge: JudgeSpec
     evaluate: Evaluate
     ablation: Ablation
     deviations: list[str]
@@ -186,7 +220,7 @@ class Profile(_Section):
 
     run_dir = property(lambda self: Path("runs") / self.name)
     results = property(lambda self: self.run_dir / "results")
-    data = property(lambda self: self.run_dir / "data")
+    data = property(lambda self: Path(self.dataset) if self.dataset else self.run_dir / "data")
 
     def sft_arm(self, every: float, weight: float) -> str:
         """What a frame `every` so many s and this NO REPLY weight add to an SFT model's name; nothing for the main one."""

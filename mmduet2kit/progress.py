@@ -1,9 +1,7 @@
 """Plain progress: a line now and then, with the time left; nothing that floods a log or a notebook."""
 
 import os
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 from .errors import UserError
+from .launch import Cards, gpu_count, processes
 from .manifest import cores
 from .profile import load_profile
 
@@ -54,13 +53,14 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
 
     profile: a name or path. parallel: how many chains at a time (default: what the profile says). A training that has the
     machine to itself is shared by that many processes with one core each: models this small gain little from threads.
+    With GPUs a training takes all of them, by `accelerate launch`, and an evaluation one (launch.py).
 
     Training never runs inside a notebook's kernel: its memory (and a GPU's) returns when the subprocess ends. The first
     failure stops what has not begun and raises RuntimeError with the command's last lines.
     """
     settings = load_profile(profile)
     shared = {"base": settings.base.batch, "sft": settings.sft.batch, "grpo": settings.rl.prompts}  # among the ranks
-    failed, lock, parallel = threading.Event(), threading.Lock(), parallel or settings.parallel
+    failed, lock, cards, parallel = threading.Event(), threading.Lock(), Cards(gpu_count()), parallel or settings.parallel
     jobs = max(1, min(parallel, len(chains)))
     together = min(settings.parallel, cores()) if jobs == 1 else 1
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}  # jobs side by side share the cores
@@ -71,19 +71,23 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
         command, tail = [*command.split(), "--profile", profile], []
         name = " ".join(part.lstrip("-") for part in command[:-2])
         world = 1 if "--threshold" in command or shared.get(command[0], 1) % together else together
+        with cards.take(command[0]) as seen:
+            code = watch(name, tail, [(line, environment | place | seen) for line, place in processes(command, world, cards.count)])
+        if code:
+            failed.set()
+            raise RuntimeError(f"mmduet2 {' '.join(command)} ended with {code}:\n" + "\n".join(tail))
+
+    def watch(name: str, tail: list[str], parts: list) -> int:
         reader, writer = os.pipe()
-        children = [subprocess.Popen([sys.executable, "-m", "mmduet2kit", *command], stdout=writer, stderr=writer,
-                                     env=environment | place) for place in _places(world)]
+        children = [subprocess.Popen(line, stdout=writer, stderr=writer, env=place) for line, place in parts]
         os.close(writer)
         with open(reader, errors="replace") as lines:
             for line in lines:
-                tail = [*tail[-30:], line.rstrip()]
+                tail[:] = [*tail[-30:], line.rstrip()]
                 if line.startswith(("step ", "filming", "decoding", "evaluated", "training")):
                     with lock:
                         print(f"[{name}] {line.rstrip()}", flush=True)
-        if code := max((child.wait() for child in children), key=abs):
-            failed.set()
-            raise RuntimeError(f"mmduet2 {' '.join(command)} ended with {code}:\n" + "\n".join(tail))
+        return max((child.wait() for child in children), key=abs)
 
     def all_of(chain: Sequence[str]) -> None:
         for command in chain:
@@ -93,20 +97,6 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
     with ThreadPoolExecutor(parallel) as pool:
         for future in [pool.submit(all_of, chain) for chain in chains]:
             future.result()
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def _places(world: int) -> list[dict[str, str]]:
-    """What torch.distributed (and `rank`, `ranks`) read of each process's place; nothing for one alone."""
-    if world == 1:
-        return [{}]
-    alike = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "OMP_NUM_THREADS": max(1, cores() // world)}
-    return [{name: str(value) for name, value in {**alike, "RANK": r, "LOCAL_RANK": r}.items()} for r in range(world)]
 
 
 def rank() -> int:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 PAPER, STUDY = FIGURES / "data" / "paper", FIGURES / "data" / "study"  # the paper's numbers, the committed run's
+TINY = FIGURES / "data" / "tiny"  # manifest of the committed run of tiny
 TEMPLATES = Environment(loader=FileSystemLoader([Path(__file__).parent, FIGURES]), autoescape=select_autoescape(["html"]),
                         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 SMOKE = "Smoke profile: these numbers mean nothing; they show that the code runs. The paper's are left out."

@@ -29,7 +29,7 @@ from .profile import load_profile
 from .report import STUDY
 
 TAG = "MMDUET2_STAGE"  # environment variable: "<run folder>:<stage>"
-GRACE_S = 10.0  # from TERM to KILL: time for a training process to save a checkpoint
+GRACE_S = "MMDUET2_GRACE_S"  # environment variable: from TERM to KILL, time for a training process to save a checkpoint
 FAILED, NOT_STARTED = 1, 3  # exit codes of `execute`
 
 
@@ -120,7 +120,8 @@ class _Run:
         sys.stdout.reconfigure(line_buffering=True)  # each line at once, into a file too
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self.stop.set())
-        end_all(f"{self.dir}:")
+        self.grace = self.profile.launch.grace_s
+        end_all(f"{self.dir}:", self.grace)
         self.file = self.dir / "manifest.json"
         self.attempts = read_manifest(self.file)["stages"] if self.file.exists() else {}
         self.manifest, self.took, self.usual = describe(self.profile) | {"stages": self.attempts}, {}, {}
@@ -169,7 +170,7 @@ class _Run:
             elif tick % 150 == 149:  # every half minute
                 print(f"  {stage.name}: {minutes:.1f} min{self._left(stage, minutes)}  {_last_line(log)[:70]}")
             tick, minutes = tick + 1, (time.monotonic() - began) / 60
-        end_all(tag)
+        end_all(tag, self.grace)
         if process.wait() and not why:
             why = _last_line(log) if process.returncode > 0 else "the process that executes it was killed"
         ending = "terminated" if self.stop.is_set() else "failed"
@@ -190,7 +191,7 @@ class _Run:
         own = {"OMP_NUM_THREADS": str(max(1, cores() // self.profile.parallel)),
                "HF_HUB_OFFLINE": str(int(self.profile.model.path is None))}  # made here, or from a hub?
         return own | os.environ | {
-            TAG: tag, "SPT_NOENV": "1",  # setproctitle (vLLM) must not write over the tag
+            TAG: tag, GRACE_S: str(self.grace), "SPT_NOENV": "1",  # setproctitle (vLLM) must not write over the tag
             "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0", "JUPYTER_PREFER_ENV_PATH": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 
@@ -209,9 +210,9 @@ def tagged(prefix: str) -> list[psutil.Process]:
     return found
 
 
-def end_all(prefix: str) -> None:
-    """TERM, and after GRACE_S KILL (twice: a process may be born meanwhile), until none is left."""
-    for number, seconds in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 1), (signal.SIGKILL, GRACE_S)):
+def end_all(prefix: str, grace: float) -> None:
+    """TERM, and after `grace` seconds KILL (twice: a process may be born meanwhile), until none is left."""
+    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 1), (signal.SIGKILL, 10)):
         for process in tagged(prefix):
             with suppress(psutil.Error):
                 process.send_signal(number)
@@ -272,7 +273,7 @@ def _outlive(runner: int) -> None:
     """Wait until the runner is gone, which before the end means that it was killed: then leave nothing."""
     while os.getppid() == runner:
         time.sleep(0.5)
-    end_all(os.environ[TAG])
+    end_all(os.environ[TAG], float(os.environ[GRACE_S]))
     os._exit(FAILED)
 
 

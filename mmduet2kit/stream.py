@@ -320,12 +320,14 @@ def run(
     max_new_tokens: int,
     decide: Callable[[torch.Tensor], torch.Tensor] | None = None,
     threshold: float | Sequence[float] = 0.0,
+    heard: Callable[[int, list[Spoken]], None] | None = None,
 ) -> list[list[Spoken]]:
     """Play user turns to every session and let the model answer each turn that has frames.
 
     `features[r]` [frames, tokens, hidden] are row r's frames in order. With `decide` (a threshold model's head on hidden
     states) the score decides whether the model speaks (above `threshold`, one for all or one a row), and silence adds no
-    token. Returns, for each row, one Spoken a turn with frames; text-only turns are read, not answered.
+    token. `heard(row, what it said so far)` is called after each of its turns. Returns, for each row, one Spoken a turn with
+    frames; text-only turns are read, not answered.
     """
     out: list[list[Spoken]] = [[] for _ in turns]
     used = [0] * len(turns)
@@ -341,4 +343,6 @@ def run(
                            [limits[row] for row in rows])  # fmt: skip
         for row, spoken in said.items():
             out[row].append(spoken)
+            if heard:
+                heard(row, out[row])
     return out

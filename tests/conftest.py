@@ -19,7 +19,7 @@ from mmduet2kit.runner import run_stages
 run_dir, books, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 profile = SimpleNamespace(name="test", run_dir=run_dir, results=run_dir / "results", seeds=[0], parallel=1,
                           stage_timeout_s=options.pop("timeout", 60), hash=lambda: "profile-hash",
-                          model=SimpleNamespace(path=None), model_dump=lambda **_: {})
+                          model=SimpleNamespace(path=None, attention="sdpa"), launch=SimpleNamespace(grace_s=10.0), model_dump=lambda **_: {})
 try:
     sys.exit(run_stages(profile, notebooks=books, **options))
 except UserError as error:

@@ -7,10 +7,13 @@ import torch
 
 from mmduet2kit import model as models
 from mmduet2kit.chat import ChatEncoder, message_text
+from mmduet2kit.corpus.dialogues import build_dialogue, build_segments, offline_dialogue
+from mmduet2kit.corpus.films import annotate
 from mmduet2kit.corpus.questions import QUESTIONS
-from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, sentence
+from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, plan, sentence
 from mmduet2kit.dialogue import DEFAULT_SYSTEM, NO_REPLY, PROACTIVE_SYSTEM, Dialogue, Turn
 from mmduet2kit.model import pixels
+from mmduet2kit.profile import load_profile
 
 TEXTS = [
     message_text("system", PROACTIVE_SYSTEM), message_text("system", DEFAULT_SYSTEM), message_text("assistant", NO_REPLY),
@@ -74,3 +77,40 @@ def full_logits(model, processor, ids, frames, image_pad):
             input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=values, image_grid_thw=grid,
             mm_token_type_ids=(ids == image_pad).int(),
         ).logits[0]  # fmt: skip
+
+
+class FakeDataset:
+    """Random frames, the same for the same video and index."""
+
+    key = "fake"
+
+    def frames(self, dialogue, indices=None):
+        wanted = dialogue.frame_indices() if indices is None else indices
+        seed = sum(dialogue.video.encode())
+        return np.stack([np.random.default_rng((seed, i)).integers(0, 255, (56, 56, 3), np.uint8) for i in wanted])
+
+
+def make_segments(count=6):
+    profile, rng, out = load_profile("tiny"), np.random.default_rng(0), []
+    for index in range(count):
+        record = annotate(plan(profile.world, "rl", "train_web", index), "rl")
+        out += build_segments(profile, build_dialogue(profile, record, rng, 2.0), rng, 1)
+    return out
+
+
+class LengthJudge:
+    """Random weights never say a fact: a judge by length gives the group's rewards something to differ in."""
+
+    name = "length"
+
+    def correctness(self, question, gold, prediction, max_score):
+        return float(len(prediction) % (max_score + 1))
+
+    def covered(self, history, text):
+        return text in history
+
+
+def dialogues():
+    profile, rng = load_profile("tiny"), np.random.default_rng(0)
+    records = [annotate(plan(profile.world, "sft", "WEB", i), "sft") for i in range(8)]
+    return [build_dialogue(profile, r, rng, 2.0) for r in records] + [offline_dialogue(r, rng, 2.0, (1, 3)) for r in records]

@@ -3,54 +3,20 @@
 from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from mmduet2kit.corpus.dialogues import build_dialogue, build_segments
-from mmduet2kit.corpus.films import annotate
-from mmduet2kit.corpus.world import plan
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train import grpo
 from mmduet2kit.train.common import Collator
 
+from played import FakeDataset, LengthJudge, make_segments
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
-
-
-class FakeDataset:
-    """Random frames, the same for the same video and index."""
-
-    key = "fake"
-
-    def frames(self, dialogue, indices=None):
-        wanted = dialogue.frame_indices() if indices is None else indices
-        seed = sum(dialogue.video.encode())
-        return np.stack([np.random.default_rng((seed, i)).integers(0, 255, (56, 56, 3), np.uint8) for i in wanted])
-
-
-def make_segments(count=6):
-    profile, rng, out = load_profile("tiny"), np.random.default_rng(0), []
-    for index in range(count):
-        record = annotate(plan(profile.world, "rl", "train_web", index), "rl")
-        out += build_segments(profile, build_dialogue(profile, record, rng, 2.0), rng, 1)
-    return out
-
-
-class LengthJudge:
-    """Random weights never say a fact: a judge by length gives the group's rewards something to differ in."""
-
-    name = "length"
-
-    def correctness(self, question, gold, prediction, max_score):
-        return float(len(prediction) % (max_score + 1))
-
-    def covered(self, history, text):
-        return text in history
 
 
 @pytest.fixture
 def run_grpo(tiny_folder, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(grpo, "get_judge", lambda name: LengthJudge())
+    monkeypatch.setattr(grpo, "judge_of", lambda profile: LengthJudge())
 
     def go(name, steps, save_steps=100, spy=None, **change):
         profile = load_profile("tiny")

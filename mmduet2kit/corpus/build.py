@@ -1,7 +1,7 @@
 """The dataset of a run: videos -> frames -> dialogues -> JSONL in the upstream schemas, Table 1, the filter ledger."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,8 +12,7 @@ import numpy as np
 from ..dialogue import NO_REPLY, Dialogue, Segment, from_rl_row, from_sft_row, to_rl_row, to_sft_row
 from ..errors import UserError
 from ..files import STAMP, made_for, read_json, read_jsonl, sha256_text, write_csv, write_json, write_jsonl
-from ..profile import Profile, add_profile_arguments, load_profile
-from ..progress import lines
+from ..profile import Profile
 from .dialogues import benchmark_record, build_dialogue, build_segments, offline_dialogue
 from .films import load_scenes, make_films
 from .video import FilterLedger, decode_many
@@ -34,6 +33,11 @@ class Dataset:
     def key(self) -> str:
         """What this dataset was made from."""
         return (self.folder / STAMP).read_text()
+
+    def missing(self, intervals: Sequence[float]) -> list[str]:
+        """Files that a run needs of a dataset and this folder lacks."""
+        wanted = [f"{kind}_{interval:g}s.jsonl" for kind in ("sft", "rl") for interval in intervals]
+        return [name for name in [*wanted, "offline_sft.jsonl", "dev.json", "test.json", "frames.json"] if not (self.folder / name).is_file()]
 
     def _read(self, name: str, get: Callable[[Path], Any]):
         """get(path), where a file that is damaged, or another interval's, is one sentence."""
@@ -147,14 +151,3 @@ def table1(profile: Profile, dataset: Dataset, out: Path) -> list[dict]:
         })  # fmt: skip
     write_csv(out, rows)
     return rows
-
-
-def add_arguments(parser) -> None:
-    add_profile_arguments(parser, seeded=False)
-
-
-def run(args) -> None:
-    """`mmduet2 data`: build a profile's dataset under runs/<profile>/data and write table1.csv."""
-    profile = load_profile(args.profile)
-    dataset = build(profile, profile.data, lines)
-    table1(profile, dataset, profile.results / "table1.csv")

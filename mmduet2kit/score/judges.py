@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Protocol
 
 from ..errors import UserError
@@ -69,15 +70,22 @@ def _matches(gold: Fact, stated: Fact) -> bool:
 
 
 class MemoJudge:
-    """Asks the judge it wraps once per distinct input."""
+    """Asks the judge it wraps once per distinct input; `parallel` is how many questions that judge takes at a time."""
 
     def __init__(self, judge: Judge):
-        self.name, self.correctness = judge.name, cache(judge.correctness)
+        self.name, self.correctness, self.parallel = judge.name, cache(judge.correctness), getattr(judge, "parallel", 1)
         self._covered = cache(judge.covered)
 
     def covered(self, history: Sequence[str], text: str) -> bool | None:
         """As `Judge.covered`; `judge` gets the history as a tuple."""
         return self._covered(tuple(history), text)
+
+
+def judge_of(profile, cache: Path | str | None = None) -> MemoJudge:
+    """The judge that a profile names; an LLM's answers are kept in `cache` (default: in the run's folder)."""
+    wanted = profile.judge
+    options = {"url": wanted.url, "model": wanted.model, "cache": cache or profile.run_dir / "judge_cache.sqlite"}
+    return MemoJudge(get_judge(wanted.name, **(options if wanted.name == "llm" else {})))
 
 
 def get_judge(name: str, **options) -> Judge:

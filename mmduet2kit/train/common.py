@@ -1,6 +1,7 @@
 """What the training stages share: the collator over the kit's one encoder, trainer settings, the CSV log, stopping on TERM."""
 
 import math
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from ..corpus.build import Dataset
 from ..dialogue import Dialogue
 from ..errors import UserError
 from ..files import is_made_for, made_for, read_csv, sha256_file, sha256_text, write_csv
-from ..model import encoder_for, freeze_vision, load_model, load_processor, pixels
+from ..model import encoder_for, freeze_vision, load_model, load_processor, pixels, save
 from ..profile import RL, Fit, Profile
 from ..progress import ranks
 
@@ -89,18 +90,41 @@ class Collator:
         return np.clip(moved * (1 + 0.25 * gain) + 25 * lift + noise, 0, 255).astype(np.uint8)
 
 
+def zero_config(profile: Profile) -> dict | None:
+    """DeepSpeed's settings for the profile's ZeRO stage; None without one, and on CPUs (unless DS_ACCELERATOR says cpu: tests)."""
+    launch = profile.launch
+    if not launch.zero or not (torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR") == "cpu"):
+        return None
+    sharding = {"stage": launch.zero, "contiguous_gradients": True, "overlap_comm": torch.cuda.is_available()}
+    if launch.zero == 3:
+        sharding["stage3_gather_16bit_weights_on_model_save"] = True
+    if launch.offload:
+        sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    return {"zero_optimization": sharding, "bf16": {"enabled": "auto"}, **dict.fromkeys(sizes, "auto"),
+            "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}  # fmt: skip
+
+
 def arguments(profile: Profile, fit: Fit | RL, seed: int, out: Path) -> dict:
     """Keyword arguments for TRL's configs, common to all stages: no reporting services, deterministic, resumable.
 
     Several ranks share a step's samples, whose number stays the same.
     """
+    what = fit.prompts if isinstance(fit, RL) else fit.batch
+    if what % ranks():
+        raise UserError(f"{what} {'prompts' if isinstance(fit, RL) else 'samples'} a step cannot be shared by {ranks()} processes: "
+                        "change the profile's batch (rl.prompts), or use fewer GPUs (CUDA_VISIBLE_DEVICES).")
     micro = math.gcd(fit.micro_batch, fit.batch // ranks())
+    gpu, zero = torch.cuda.is_available(), zero_config(profile)
     return dict(
         output_dir=str(out), max_steps=fit.steps, seed=seed, data_seed=seed,
         per_device_train_batch_size=micro, gradient_accumulation_steps=fit.batch // ranks() // micro,
         learning_rate=fit.lr, warmup_steps=int(fit.warmup * fit.steps),
         save_steps=fit.save_steps, save_total_limit=1, save_only_model=False,
-        bf16=profile.model.dtype == "bfloat16", use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False,
+        bf16=profile.model.dtype == "bfloat16" and (gpu or zero is None),  # transformers lets ZeRO compute in bfloat16 on GPUs only
+        use_cpu=not gpu and zero is None, deepspeed=zero,
+        gradient_checkpointing=profile.launch.checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
+        **({"optim": "adamw_torch_8bit"} if profile.launch.adam == "8bit" else {}),
         remove_unused_columns=False, dataloader_pin_memory=False,
         logging_steps=1, report_to=[], disable_tqdm=True, log_level="error",
     )  # fmt: skip
@@ -190,12 +214,22 @@ def begin(
         checkpoint = get_last_checkpoint(str(partial)) if is_made_for(partial, key) else None
         # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
         # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
-        model, processor = load_model(checkpoint or start, profile.model.dtype, profile.model.attention), load_processor(start)
+        # Always float32: with bfloat16 compute these are the masters; a step of 1e-6 would be lost in bfloat16 weights.
+        model, processor = load_model(checkpoint or start, "float32", profile.model.attention), load_processor(start)
         for folder in (out, partial):  # only now: what is there stays if there is nothing to begin from
             made_for(folder, key)
         if fit.freeze_vision:
             freeze_vision(model)
         return partial, checkpoint, model, processor
+
+
+def store(trainer, processor, out: Path, dtype: str) -> Path:
+    """The trained weights as an ordinary Hugging Face folder in the profile's dtype; ZeRO-3's are gathered, by all ranks."""
+    if trainer.is_deepspeed_enabled:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    else:
+        state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    return save(trainer.accelerator.unwrap_model(trainer.model), processor, out, dtype, state)
 
 
 def finish(trainer, checkpoint: str | None) -> None:

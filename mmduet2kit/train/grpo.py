@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset as Rows
 from transformers import BatchFeature, Qwen2VLImageProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from ..chat import IGNORE
@@ -28,9 +29,9 @@ from ..files import read_csv, write_csv
 from ..model import encoder_for, load, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile, positive
 from ..progress import rank, ranks
-from ..score import MemoJudge, get_judge
-from .common import Collator, CsvLog, arguments, begin, finish, schedule
-from .rollout import TERMS, judge_rollouts, roll_out, statistics
+from ..score import judge_of
+from .common import Collator, CsvLog, arguments, begin, finish, schedule, store
+from .rollout import TERMS, EarlyJudge, fitted, judge_rollouts, roll_out, statistics
 
 COLUMNS = [
     "loss", "reward", "reward_std", *(f"{t}{s}" for t in TERMS for s in ("", "_std")), *(f"share_{t}" for t in TERMS),
@@ -55,15 +56,17 @@ class ProactiveGRPO(GRPOTrainer):
     non-empty after construction; no tool is ever called (trl 1.16, trl_design 1c; tests/test_grpo.py spies on it).
     """
 
-    def __init__(self, *args, segments: list[Segment], dataset: Dataset, judge, rl: RL, sampling_seed: int, **kwargs):
+    def __init__(self, *args, segments: list[Segment], dataset: Dataset, judge, rl: RL, sampling_seed: int,
+                 dtype: str = "float32", **kwargs):  # fmt: skip
         super().__init__(*args, **kwargs)
         self.tools, self._standalone_tools = ["frames"], []
-        self.segments, self.dataset, self.judge, self.rl = segments, dataset, judge, rl
-        self.sampling_seed = sampling_seed
+        self.dataset, self.judge, self.rl, self.sampling_seed = dataset, judge, rl, sampling_seed
         processor = self.processing_class
         self.encoder = encoder_for(processor, dataset.frames(segments[0].dialogue, [0]))
+        self.segments = [fitted(self.encoder, segment, rl) for segment in segments] if rl.max_prompt or rl.max_response else segments
         processor.image_processor = FrameProcessor(**processor.image_processor.to_dict())
         self.row: dict[str, float] = {}
+        self.dtype = dtype
         self.vllm: VLLMEngine | None = None
 
     def _generate_and_score_completions(self, inputs):
@@ -77,15 +80,21 @@ class ProactiveGRPO(GRPOTrainer):
         chosen = [self.segments[row] for row in self._rows]
         step = self.state.global_step
         keys = [(self.sampling_seed, step, row, i % group) for i, row in enumerate(self._rows)]
-        model = self.accelerator.unwrap_model(self.model)
-        model.eval()
-        if self.rl.engine == "vllm":
-            self.vllm = self.vllm or VLLMEngine(model.name_or_path, str(model.dtype)[6:], temperature=self.rl.temperature)
-            self.vllm.load(model.named_parameters())
-        engine = self.vllm or StreamEngine(model, self.processing_class.image_processor)
-        rollouts = roll_out(engine, self.encoder, self.dataset, chosen[::group], group, keys, self.rl)
-        model.train()
+        early = EarlyJudge(chosen, self.judge, self.rl)
+        # One gathering of ZeRO-3's weights a step, so that ranks with more turns than others hold up nobody; the stream computes
+        # as the training forward does (under the same autocast), so that both agree on log-probs.
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
+            model.eval()
+            if self.rl.engine == "vllm":
+                self.vllm = self.vllm or VLLMEngine(model.name_or_path, self.dtype, temperature=self.rl.temperature, memory=self.rl.vllm_memory)
+                self.vllm.load(model.named_parameters())
+            engine = self.vllm or StreamEngine(model, self.processing_class.image_processor)
+            rollouts = roll_out(engine, self.encoder, self.dataset, chosen[::group], group, keys, self.rl, early.heard)
+            model.train()
+        if self.vllm:
+            self.vllm.rest()
         rolled = time.perf_counter()
+        early.wait()
         judged = judge_rollouts(rollouts, chosen, self.judge, self.rl)
         everyone = gather_object([replace(r, prompt=[], completion=[], mask=[], logps=[]) for r in rollouts])
         self.row |= statistics(everyone, group, self.rl.weights)
@@ -129,10 +138,19 @@ class ProactiveGRPO(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         self._last_logps = out[0].detach()
+        if self.use_vllm:  # `_compute_loss` waits for it
+            ratio = (self._last_logps - self._inputs["sampling_per_token_logps"]).nan_to_num().exp()
+            self._inputs["importance_sampling_ratio"] = ratio.clamp(max=self.rl.importance_cap)
         return out
 
     def _compute_loss(self, model, inputs):
-        loss = super()._compute_loss(model, inputs)
+        """TRL's, with truncated importance weights where vLLM spoke (one policy step a generation: this forward's log-probs
+        are the old ones too, so no other forward is needed); none for the stream, which computes as the training does."""
+        self.use_vllm, self._inputs = self.rl.engine == "vllm", inputs
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self.use_vllm = False  # the rest of TRL must not look for its own engine
         if self.num_iterations == 1:  # the policy that is trained is still the one that spoke
             gap = (self._last_logps - inputs["sampling_per_token_logps"]).abs() * inputs["tool_mask"]
             self.row["logprob_gap"] = max(self.row["logprob_gap"], round(float(gap.max()), 8))
@@ -204,10 +222,10 @@ def train(
     trainer = ProactiveGRPO(
         model=model, args=settings, train_dataset=rows, callbacks=callbacks, processing_class=deepcopy(processor),  # TRL changes it
         reward_funcs=[_term(name) for name in TERMS], segments=segments, dataset=dataset,
-        judge=MemoJudge(get_judge("exact")), rl=rl, sampling_seed=seed,
+        judge=judge_of(profile), rl=rl, sampling_seed=seed, dtype=profile.model.dtype,
     )  # fmt: skip
     finish(trainer, checkpoint)
-    return save(model, processor, out)
+    return store(trainer, processor, out, profile.model.dtype)
 
 
 def kl_to(reference, collator: Collator) -> Callable[[Any], float]:

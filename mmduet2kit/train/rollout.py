@@ -3,15 +3,17 @@
 What the trainer gets is exactly what the model saw and said: token ids are kept, never decoded and re-tokenised.
 """
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..chat import ChatEncoder
 from ..corpus.build import Dataset
-from ..dialogue import NO_REPLY, Segment
+from ..dialogue import NO_REPLY, Segment, Turn
 from ..engines import Session
 from ..profile import RL
 from ..score import Reward, proactive_reward
@@ -41,18 +43,54 @@ def prompt_ids(encoder: ChatEncoder, segment: Segment) -> list[int]:
     return encoder.encode(replace(d, turns=d.turns[: segment.first])).ids
 
 
+def fitted(encoder: ChatEncoder, segment: Segment, rl: RL) -> Segment:
+    """The segment within the profile's budgets, cut at whole turns (upstream cuts tokens off, the system prompt's first).
+
+    As in `Stream.forget`, questions and replies of the history stay, its oldest frames go, and silent turns with them. Of the
+    rollout the last turns go, so many that it fits whatever is said; gold is clipped to its new end.
+    """
+    d, first, last, kept, skipped = segment.dialogue, segment.first, segment.last, [], 0
+
+    def size(turn: Turn) -> int:
+        return len(encoder.encode(replace(d, turns=(turn,), system="")).ids) - len(encoder.system(""))
+
+    over = len(prompt_ids(encoder, segment)) - rl.max_prompt if rl.max_prompt else 0
+    for turn in d.turns[:first]:
+        if over > 0 and turn.frames:
+            skipped, left = skipped + len(turn.frames), Turn((), turn.text, None if turn.reply == NO_REPLY else turn.reply)
+            stays = bool(left.text or left.reply)
+            over, turn = over - size(turn) + stays * size(left), left if stays else None
+        kept += [turn] if turn else []
+    room = rl.max_response or sys.maxsize
+    for number in range(first, last):
+        said = len(encoder.header) + rl.max_new_tokens + len(encoder.closing([]))
+        room -= len(encoder.user(d.turns[number])) + said * bool(d.turns[number].frames)
+        if room < 0:
+            last = max(number, first + 1)
+            break
+    gold = segment.gold
+    if last < segment.last:  # as dialogues.build_segments clips: one turn after the last, whose reply then still counts inside
+        now = d.times()[last - 1]
+        end = now + len(d.turns[last - 1].frames) * d.interval
+        gold = tuple(replace(g, end=min(g.end, end)) for g in gold if g.start < now)
+    turns = (*kept, *d.turns[first:last])
+    return Segment(replace(d, turns=turns, skipped=d.skipped + skipped), len(kept), len(turns), gold)
+
+
 def roll_out(
-    engine, encoder: ChatEncoder, dataset: Dataset, segments: Sequence[Segment], group: int, keys: Sequence[tuple[int, ...]], rl: RL
-) -> list[Rollout]:
+    engine, encoder: ChatEncoder, dataset: Dataset, segments: Sequence[Segment], group: int, keys: Sequence[tuple[int, ...]], rl: RL,
+    heard: Callable | None = None,
+) -> list[Rollout]:  # fmt: skip
     """`group` sampled rollouts of every segment, in order; `keys[i]` seeds rollout i's own stream of random numbers.
 
-    The rollouts of a group share their history's cache and all frames' vision features (engines.py).
+    The rollouts of a group share their history's cache and all frames' vision features (engines.py). `heard(i, what rollout i
+    said so far)` is called after each turn.
     """
     sessions = []
     for s in segments:
         kept = replace(s.dialogue, turns=s.dialogue.turns[: s.last])
         sessions.append(Session(prompt_ids(encoder, s), dataset.frames(kept), s.dialogue.turns[s.first : s.last]))
-    said = engine.play(encoder, sessions, Sampler(keys, rl.temperature, rl.top_k), rl.max_new_tokens, group)
+    said = engine.play(encoder, sessions, Sampler(keys, rl.temperature, rl.top_k), rl.max_new_tokens, group, heard=heard)
     return [_transcript(encoder, segments[i // group], sessions[i // group].start, mine) for i, mine in enumerate(said)]
 
 
@@ -69,18 +107,47 @@ def _transcript(encoder: ChatEncoder, segment: Segment, prompt: list[int], said:
     return out
 
 
+def reward_of(turns: list[tuple[float, str]], segment: Segment, judge, rl: RL) -> Reward:
+    """The reward of these turns, (seconds, text) each (contract, section Reward)."""
+    questions = {g.text: g.question for g in segment.gold}
+    return proactive_reward(
+        turns, [(g.start, g.end, g.text) for g in segment.gold],
+        similarity=lambda gold, said: judge.correctness(questions.get(gold, ""), gold, said, 4),
+        covered=judge.covered, history=segment.history_replies(),
+        variant=rl.variant, weights=rl.weights, prefix_chars=rl.prefix_chars,
+    )  # fmt: skip
+
+
+class EarlyJudge:
+    """Puts a slow judge's questions about a rollout while the model still generates: after each reply, those so far.
+
+    The answers wait in the judge's memory until `judge_rollouts` asks for them; a judge without `parallel` is not asked.
+    """
+
+    def __init__(self, segments: Sequence[Segment], judge, rl: RL):
+        self.segments, self.judge, self.rl = segments, judge, rl
+        self.pool = ThreadPoolExecutor(judge.parallel) if getattr(judge, "parallel", 1) > 1 else None
+        self.jobs: list[Future] = []
+
+    def heard(self, i: int, said: Sequence[Spoken]) -> None:
+        """Rollout i has said this so far; a reply is sent off, silence asks nothing."""
+        if self.pool and said[-1].text.strip() != NO_REPLY:
+            turns = [(at, one.text.strip()) for at, one in zip(self.segments[i].rollout_times(), said)]
+            self.jobs.append(self.pool.submit(reward_of, turns, self.segments[i], self.judge, self.rl))
+
+    def wait(self) -> None:
+        """Until all of them are answered; raises what a question raised."""
+        for job in self.jobs:
+            job.result()
+        if self.pool:
+            self.pool.shutdown()
+
+
 def judge_rollouts(rollouts: list[Rollout], segments: Sequence[Segment], judge, rl: RL) -> float:
-    """Fill in every rollout's reward (contract, section Reward); returns the seconds it took."""
+    """Fill in every rollout's reward; returns the seconds it took."""
     started = time.perf_counter()
     for rollout, segment in zip(rollouts, segments, strict=True):
-        questions = {g.text: g.question for g in segment.gold}
-        rollout.reward = proactive_reward(
-            rollout.turns,
-            [(g.start, g.end, g.text) for g in segment.gold],
-            similarity=lambda gold, said, q=questions: judge.correctness(q.get(gold, ""), gold, said, 4),
-            covered=judge.covered, history=segment.history_replies(),
-            variant=rl.variant, weights=rl.weights, prefix_chars=rl.prefix_chars,
-        )  # fmt: skip
+        rollout.reward = reward_of(rollout.turns, segment, judge, rl)
     return time.perf_counter() - started
 
 

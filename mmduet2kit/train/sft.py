@@ -12,10 +12,9 @@ from trl import SFTConfig, SFTTrainer
 from ..chat import FORMS
 from ..corpus.build import Dataset
 from ..dialogue import Dialogue
-from ..model import save
 from ..profile import Fit, Profile, add_profile_arguments, load_profile, positive
 from ..progress import ranks
-from .common import HEAD, Collator, CsvLog, arguments, begin, finish, schedule
+from .common import HEAD, Collator, CsvLog, arguments, begin, finish, schedule, store
 
 
 class DialogueSFT(SFTTrainer):
@@ -61,7 +60,10 @@ def train(
         model.threshold_head = nn.Linear(model.config.text_config.hidden_size, 1)
     collator = Collator(dialogues, dataset, processor, fit.no_reply_weight, decide, fit.jitter, form)
     lengths = [len(collator.encoder.encode(d).ids) for d in dialogues]
-    order = schedule(len(dialogues), fit.batch, fit.steps, seed, lengths if max(lengths) > 4 * min(lengths) else None)
+    if fit.max_tokens and (fits := [k for k, length in enumerate(lengths) if length <= fit.max_tokens]) != [*range(len(lengths))]:
+        print(f"training on {len(fits)} of {len(lengths)} samples: the others are longer than max_tokens = {fit.max_tokens}")
+        collator.dialogues, lengths = [dialogues[k] for k in fits], [lengths[k] for k in fits]
+    order = schedule(len(lengths), fit.batch, fit.steps, seed, lengths if max(lengths) > 4 * min(lengths) else None)
     rows = Rows.from_dict({"row": order, "draw": list(range(len(order)))})
     settings = SFTConfig(
         **arguments(profile, fit, seed, partial), weight_decay=fit.weight_decay, lr_scheduler_type="cosine",
@@ -77,7 +79,7 @@ def train(
         del model.threshold_head
         out.mkdir(parents=True, exist_ok=True)
         torch.save(head.state_dict(), out / HEAD)
-    return save(model, processor, out)
+    return store(trainer, processor, out, profile.model.dtype)
 
 
 def sft_dialogues(profile: Profile, dataset: Dataset, interval: float, seed: int) -> list[Dialogue]:

@@ -27,7 +27,7 @@ from mmduet2kit.manifest import cores
 import sys  # isort: skip
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from played import make_tiny, random_dialogue, teach_silence
+from played import FakeDataset, make_segments, make_tiny, random_dialogue, teach_silence
 from ways import START, Full, Generated, Kit, Released, Scripted, make, sync
 
 
@@ -128,7 +128,6 @@ def part_c(prompts=4, group=8, turns=20) -> dict:
     from mmduet2kit.stream import Sampler
     from mmduet2kit.train import grpo
 
-    from test_grpo import FakeDataset, make_segments
 
     held, profile = [], load_profile("tiny")
     with tempfile.TemporaryDirectory() as place:

@@ -1,0 +1,48 @@
+"""The README's scaling page: GB and hours a stage of the profile `paper` on 1, 8 and 16 GPUs, by the cost model (mmduet2kit/cost.py)."""
+
+from mmduet2kit.cost import ASSUMED_MFU, VIDEO_S, Speed, flops, hours, plans, speed, tokens_of
+from mmduet2kit.profile import Profile, load_profile
+
+GPUS = (1, 8, 16)
+VIDEOS = 52_000  # paper 3: dialogues, of as many videos
+THEIRS = {"sft": (16, 8.0), "rl": (8, 20.0)}  # the paper's own cards (H800) and hours
+DATA_TIMES = 10
+
+
+def page(profile: Profile | None = None, fast: Speed | None = None) -> str:
+    """Markdown; every number of it is computed here from the profile, the cost model and what a GPU has measured."""
+    profile, fast = profile or load_profile("paper"), fast or speed()
+    found, ten = {n: hours(profile, n, fast) for n in GPUS}, profile.model_copy(update={
+        "sft": profile.sft.model_copy(update={"steps": DATA_TIMES * profile.sft.steps})})  # fmt: skip
+    lines = [f"Profile `{profile.name}`. Speed: {fast.source} ({fast.peak / 1e12:.0f} TFLOP/s, of which training reaches {100 * fast.mfu:.0f} percent).", "",
+             "| stage | what bounds it | " + " | ".join(f"hours on {n} GPU{'s' * (n > 1)}" for n in GPUS) + " | the paper's | checkpoint, GB |",
+             "|---|---|" + "---|" * (len(GPUS) + 2)]  # fmt: skip
+    for stage in ("sft", "rl"):
+        spent = " | ".join(f"{found[n][stage]['hours']:.1f}" for n in GPUS)
+        lines.append(f"| {stage} | {found[GPUS[1]][stage]['bound']} | {spent} | {THEIRS[stage][1]:.0f} on {THEIRS[stage][0]} H800 | "
+                     f"{found[1][stage]['gb']:.0f} |")  # fmt: skip
+    longest = {"SFT": (profile.sft.max_tokens, profile.sft.freeze_vision),
+               "RL": (profile.rl.max_prompt + profile.rl.max_response, profile.rl.freeze_vision)}  # fmt: skip
+    lines += ["", "| GB a card, at the longest sample | " + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in GPUS) + " |", "|---|" + "---|" * len(GPUS)]
+    for what, (tokens, frozen) in longest.items():
+        for plan in plans(profile, 1, tokens, frozen):
+            lines.append(f"| {what}, {tokens} tokens: {plan} | " + " | ".join(f"{plans(profile, n, tokens, frozen)[plan]:.0f}" for n in GPUS) + " |")
+    tokens, frames = tokens_of(profile, VIDEO_S)
+    work = profile.sft.steps * profile.sft.batch * flops(profile, tokens, frames, profile.sft.freeze_vision)["useful"]
+    used = work / (THEIRS["sft"][0] * THEIRS["sft"][1] * 3600 * fast.peak)
+    side = 28 * 28 * 3 * profile.video.visual_tokens / 1e9
+    stored = {every: VIDEOS * VIDEO_S / every * side for every in profile.video.intervals}
+    more = {n: hours(ten, n, fast)["sft"]["hours"] for n in GPUS}
+    lines += ["", f"A mean sample has {tokens} tokens ({frames} frames), and one epoch of SFT is {work:.1e} FLOPs: the paper's own hours are "
+              f"{100 * used:.0f} percent of its cards' bfloat16 peak, so what bounded them was not arithmetic (data, ZeRO-3, padding). "
+              f"Decoded frames of {VIDEOS} videos take {stored[2.0]:.0f} GB at 2 s and {stored[1.0]:.0f} GB at 1 s. With {DATA_TIMES} times the data, SFT takes "
+              + ", ".join(f"{more[n]:.0f} h on {n}" for n in GPUS) + ", frames outgrow a machine's disk, and RL, whose steps are counted, "
+              "stays as it is.", "",
+              f"The model counts 6 FLOPs a token and parameter, attention by its length, and 2 more FLOPs where activations are computed again; "
+              f"until `python tests/benchmarks/gpu_check.py` has run on a GPU, {100 * ASSUMED_MFU:.0f} percent of the peak is an assumption. "
+              "`./run_all.sh doctor --profile P` says the same for your machine before anything is spent."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page())
