@@ -1,0 +1,96 @@
+"""An OpenAI-compatible endpoint (vLLM, SGLang, a paid one): tried again when trouble may pass, answers kept on disk, cost counted."""
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from .errors import UserError
+
+TOKENS = ("prompt_tokens", "completion_tokens")
+
+
+class Endpoint:
+    """url: the endpoint's base, to which /chat/completions is added; `who` and `variable` name it in what is said to the user.
+
+    cache: a file in which answers are kept by their key, so that a killed run pays for none of them twice. per_minute: at most so
+    many requests (0: as many as `parallel` threads put). `counts`: asked, from_cache, prompt_tokens, completion_tokens, unparsed,
+    failed.
+    """
+
+    def __init__(self, who: str, variable: str, url: str | None, model: str | None, cache: Path | str, *, parallel: int = 16,
+                 timeout_s: float = 60.0, attempts: int = 4, longest_wait_s: float = 20.0, per_minute: float = 0):  # fmt: skip
+        self.who, self.variable, self.parallel, self.every = who, variable, parallel, 60 / per_minute if per_minute else 0.0
+        self.url = (url or os.environ.get("OPENAI_BASE_URL", "")).rstrip("/")
+        self.model = model or os.environ.get(variable, "")
+        if not self.url or not self.model:
+            raise UserError(f"The {who} needs an endpoint and a model: set OPENAI_BASE_URL (http://host:8000/v1), "
+                            f"{variable} and, for a paid one, OPENAI_API_KEY.")
+        key = os.environ.get("OPENAI_API_KEY", "")
+        self.client = httpx.Client(timeout=timeout_s, headers={"Authorization": f"Bearer {key}"} if key else {},
+                                   limits=httpx.Limits(max_connections=parallel))
+        self.retry = dict(stop=stop_after_attempt(attempts), retry=retry_if_exception(_may_pass), reraise=True,
+                          wait=wait_random_exponential(multiplier=0.5, max=longest_wait_s))  # fmt: skip
+        self.lock, self.counts, self.next = threading.Lock(), Counter(), 0.0
+        try:
+            self.store = sqlite3.connect(cache, check_same_thread=False, timeout=60)
+            self.store.execute("create table if not exists answers (key text primary key, answer text)")
+        except sqlite3.Error as error:
+            raise UserError(f"{cache} is not a cache of judgements ({error}): give another file.") from None
+
+    def ask(self, key: str, messages: list[dict], parse: Callable[[str], str | None], **options) -> str | None:
+        """The answer to these messages, as `parse` takes it (None: unusable, counted as unparsed, not kept); None where there is none.
+
+        key: of the cache; messages and whatever decides the answer must be in it. options: of the request (max_tokens, ...).
+        """
+        with self.lock:
+            row = self.store.execute("select answer from answers where key = ?", (key,)).fetchone()
+            self.counts["from_cache" if row else "asked"] += 1
+        if row:
+            return row[0]
+        try:
+            for attempt in Retrying(**self.retry):
+                with attempt:
+                    text, usage = self._post({"model": self.model, "messages": messages, "temperature": 0.0, "max_tokens": 2048} | options)
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            return self._count("failed")
+        answer = parse(text)
+        with self.lock:
+            if isinstance(usage, dict):
+                self.counts.update({k: v for k, v in usage.items() if k in TOKENS and isinstance(v, int)})
+            if answer is not None:
+                with self.store:
+                    self.store.execute("insert or replace into answers values (?, ?)", (key, answer))
+                return answer
+        return self._count("unparsed")
+
+    def _post(self, body: dict) -> tuple[str, object]:
+        with self.lock:  # each request has its turn
+            wait, self.next = self.next - time.monotonic(), max(self.next, time.monotonic()) + self.every
+        if self.every and wait > 0:
+            time.sleep(wait)
+        reply = self.client.post(f"{self.url}/chat/completions", json=body)
+        if reply.status_code in (401, 403, 404):
+            raise UserError(f"{self.url} answers {reply.status_code} to the {self.who.split()[0]}'s model {self.model!r}: "
+                            f"check OPENAI_BASE_URL, OPENAI_API_KEY and {self.variable}.")
+        reply.raise_for_status()
+        said = json.loads(reply.text)
+        return str(said["choices"][0]["message"]["content"]), said.get("usage")
+
+    def _count(self, what: str) -> None:
+        with self.lock:
+            self.counts[what] += 1
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Is it worth trying again: no connection, a time-out, too many requests, a server's own error, a truncated body?"""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in (408, 409, 429) or error.response.status_code >= 500
+    return isinstance(error, (httpx.TransportError, json.JSONDecodeError))
