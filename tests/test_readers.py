@@ -81,7 +81,7 @@ def test_the_authors_dialogues():
 
 
 def test_every_reader_says_what_it_was_written_from():
-    assert len(READERS) == 8 and benchmarks
+    assert len(READERS) == 9 and benchmarks
     for one in READERS.values():
         assert one.seen in ("SEEN", "DOCUMENTED", "UNVERIFIED") and one.source and one.licence and one.access and one.files
     assert READERS["mmduet2-data"].seen == "UNVERIFIED"

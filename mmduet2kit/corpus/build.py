@@ -63,7 +63,8 @@ class Dataset:
     def _video(self, video: str) -> tuple[np.ndarray, float]:
         index = read_index(self.folder)
         name = self._read("frames.json", lambda _: index["videos"][video])
-        return self._read(f"frames/{name}", lambda path: np.load(path, mmap_mode="r")), index["interval"]
+        pictures = self._read(f"frames/{name}", lambda path: np.load(path, mmap_mode="r"))
+        return pictures[index.get("first", {}).get(video, 0) :], index["interval"]
 
     def frames(self, dialogue: Dialogue, indices: list[int] | None = None) -> np.ndarray:
         """The dialogue's frames (or these of them) in order: uint8 [N, H, W, 3]."""

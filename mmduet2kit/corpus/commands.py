@@ -1,20 +1,33 @@
-"""`mmduet2 data`: a profile's dataset; `mmduet2 data check`: what corpora the kit reads, and how well it reads a folder of one."""
+"""`mmduet2 data`: a profile's dataset; `data check`: what corpora the kit reads, and how well it reads a folder of one; `data
+build`: a dataset from own videos or from a corpus."""
 
 from collections import Counter
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import read_json
+from ..manifest import cores
 from ..profile import add_profile_arguments, load_profile
 from ..progress import lines
+from ..score import judge_of
 from . import benchmarks  # noqa: F401 - it registers its readers
 from .build import Dataset, build, table1
+from .annotate import get_annotator
+from .pipeline import VIDEOS, Plan, build_corpus, join, own_videos
 from .readers import READERS, Bad, Clip
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("action", nargs="?", choices=("make", "check"), default="make", help="make the profile's data (default), or check a corpus")
-    parser.add_argument("folder", nargs="?", type=Path, help="check: where the corpus was unpacked (without: the list of corpora)")
-    parser.add_argument("--corpus", choices=sorted(READERS), help="check: which one it is")
+    parser.add_argument("action", nargs="?", choices=("make", "check", "build"), default="make",
+                        help="make the profile's data (default), check a corpus, or build a dataset from videos")  # fmt: skip
+    parser.add_argument("folder", nargs="?", type=Path, help="of videos, or where a corpus was unpacked (check without: the list of corpora)")
+    parser.add_argument("--corpus", choices=sorted(READERS), help="which one it is (build without: own videos)")
+    build_group = parser.add_argument_group("build")
+    build_group.add_argument("--out", type=Path, help="the dataset's folder")
+    build_group.add_argument("--annotator", choices=("llm", "template"), default="llm", help="who writes captions and questions (default: llm)")
+    build_group.add_argument("--domain", choices=("web", "ego"), default="web", help="of own videos (default: web)")
+    build_group.add_argument("--shard", default="0/1", metavar="I/N", help="this machine's part of the work, from 0/N to N-1/N (default: 0/1)")
+    build_group.add_argument("--workers", type=int, default=cores(), help="processes that decode (default: one a core)")
     add_profile_arguments(parser, seeded=False)
 
 
@@ -22,8 +35,10 @@ def run(args) -> None:
     """`mmduet2 data`: build a profile's dataset under runs/<profile>/data and write table1.csv; one that it names is only looked at."""
     if args.action == "check":
         return check(args.folder, args.corpus)
-    if args.folder or args.corpus:
-        raise UserError("mmduet2 data makes a profile's data and takes no folder: say `check` before it, or leave it out.")
+    if args.action == "build":
+        return build_dataset(args)
+    if args.folder or args.corpus or args.out:
+        raise UserError("mmduet2 data makes a profile's data and takes no folder: say `check` or `build` before it, or leave it out.")
     profile = load_profile(args.profile)
     if profile.dataset:
         dataset = Dataset(profile.data)
@@ -58,3 +73,33 @@ def check(folder: Path | None, corpus: str | None) -> None:
     print(f"videos that are there: {there} of {counts['read']}")
     for reason, many in reasons.most_common(5):
         print(f"left out, {many} times: {reason}")
+
+
+def build_dataset(args) -> None:
+    """`mmduet2 data build DIR --out DATASET`: this machine's shards; the dataset is put together once all shards are there."""
+    index, _, count = args.shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"--shard {args.shard!r}: give this machine's number and how many there are, from 0/4 to 3/4.")
+    if not (args.folder and args.folder.is_dir() and args.out):
+        raise UserError(f"{args.folder}: give a folder of videos that is there, and --out, the dataset's folder.")
+    profile = load_profile(args.profile)
+    plan, out = Plan(profile, args.annotator), args.out
+    out.mkdir(parents=True, exist_ok=True)
+    annotator = get_annotator(args.annotator, out / "annotations.sqlite")
+    clips = READERS[args.corpus].read(args.folder) if args.corpus else own_videos(args.folder, args.domain)
+    judge = judge_of(profile, out / "judgements.sqlite")
+    say = lambda shards, seen: print(f"building: {shards} shards, {seen} clips", flush=True)  # noqa: E731
+    shards = build_corpus(plan, annotator, judge, clips, args.folder, out, part=(int(index), int(count)), workers=args.workers, progress=say)
+    if not shards:
+        raise UserError(f"{args.folder} holds no videos ({', '.join(VIDEOS)}): give their folder.")
+    missing = sum(not shard.is_dir() for shard in shards)
+    if missing:
+        print(f"{len(shards) - missing} of {len(shards)} shards are there; the dataset is put together when the other parts are done.")
+        return
+    join(plan, out, shards)
+    counts = {name: sum(1 for _ in open(out / f"{name}.jsonl")) for name in (f"sft_{profile.video.train_interval:g}s", f"rl_{profile.video.train_interval:g}s", "dev", "test")}
+    print(f"{out}: " + ", ".join(f"{many} {name}" for name, many in counts.items()))
+    for rule in (row for row in read_json(out / "ledger.json") if row["out"] < row["in"]):
+        print(f"left out by '{rule['rule']}': {rule['in'] - rule['out']} of {rule['in']}, for example {rule['examples'][0]['item'][:60]}: {rule['examples'][0]['reason'][:80]}")
+    if counts_of := dict(getattr(annotator, "counts", {})):
+        print("annotator: " + ", ".join(f"{name} {many}" for name, many in sorted(counts_of.items())))

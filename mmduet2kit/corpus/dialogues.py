@@ -1,6 +1,7 @@
 """Proactive dialogues from scenes and answer lists (paper section 3, step 3), RL segments, offline samples, benchmark records."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -17,32 +18,43 @@ def frame_count(duration: float, interval: float) -> int:
     return math.ceil(duration / interval - 1e-9)
 
 
-def build_dialogue(profile: Profile, record: dict, rng: np.random.Generator, interval: float) -> Dialogue:
-    """One training dialogue about one annotated video, 1QnA or nQnA, answers at the ends of their spans."""
+def questions_of(record: dict, rng: np.random.Generator, count: int) -> list[tuple[str, list[str]]]:
+    """`count` questions of an annotated video with one answer (or NO REPLY) a scene: its own, else by the world's templates."""
+    if "questions" in record:
+        own = record["questions"]
+        return [(own[k]["question"], own[k]["answers"]) for k in rng.permutation(len(own))[:count]]
+    captions = [scene["caption"] for scene in record["scenes"]]
+    return [(question, answers(kind, captions)) for kind, question in draw_questions(rng, captions, count)]
+
+
+def build_dialogue(profile: Profile, record: dict, rng: np.random.Generator, interval: float,
+                   summarise: Callable[[str, list[str]], str | None] = lambda question, earlier: summary(earlier)) -> Dialogue:  # fmt: skip
+    """One training dialogue about one annotated video, 1QnA or nQnA, answers at the ends of their spans.
+
+    `summarise(question, earlier answers)` words the immediate answer to a question that is asked later on (nQnA); None: none.
+    """
     spec, scenes = profile.dialogue, record["scenes"]
-    captions = [scene["caption"] for scene in scenes]
-    picked = draw_questions(rng, captions, int(rng.integers(*spec.questions, endpoint=True)))
+    picked = questions_of(record, rng, int(rng.integers(*spec.questions, endpoint=True)))
     many = len(picked) > 1 and rng.random() < spec.nqna_share
     text_only = not many and rng.random() < spec.text_question_share
     per_turn = 1 if rng.random() < spec.single_frame_share else profile.video.train_frames_per_turn
-    lists = [answers(kind, captions) for kind, _ in picked]
-    asked = [(0.0, picked[0][1])]
+    asked = [(0.0, picked[0][0])]
     step = per_turn * interval
     if many:
         for number in range(1, len(picked)):
             share = (number + rng.uniform(-0.25, 0.25)) / len(picked)
-            asked.append((step * round(share * record["duration"] / step), picked[number][1]))
+            asked.append((step * round(share * record["duration"] / step), picked[number][0]))
     count = frame_count(record["duration"], interval)
     turns = user_turns(count, per_turn, interval, asked, text_only)
     gold: list[Gold] = []
     for number, (time, question) in enumerate(asked):
         until = asked[number + 1][0] if number + 1 < len(asked) else math.inf
-        earlier = [a for a, s in zip(lists[number], scenes) if a != NO_REPLY and s["end"] <= time]
-        if number and earlier:
-            gold.append(Gold(time - IMMEDIATE, time + IMMEDIATE, summary(earlier), question))
+        earlier = [a for a, s in zip(picked[number][1], scenes) if a != NO_REPLY and s["end"] <= time]
+        if number and earlier and (said := summarise(question, earlier)):
+            gold.append(Gold(time - IMMEDIATE, time + IMMEDIATE, said, question))
         gold += [
             Gold(max(s["start"], time), s["end"], answer, question)
-            for answer, s in zip(lists[number], scenes)
+            for answer, s in zip(picked[number][1], scenes)
             if answer != NO_REPLY and time < s["end"] <= until
         ]
     moments = [k * step for k in range(1, -(-count // per_turn))] + [count * interval]
@@ -123,6 +135,9 @@ def benchmark_record(record: dict, rng: np.random.Generator, kinds: tuple[str, .
     """A record in ProactiveVideoQA's schema: one question at time 0, subtitles as user items, one answer a scene."""
     captions = [scene["caption"] for scene in record["scenes"]]
     for _ in range(64):  # a video without a single answer takes what comes
+        if "questions" in record:
+            (question, given), kind = questions_of(record, rng, 1)[0], "Q"
+            break
         kind, question = draw_questions(rng, captions, 1)[0]
         given = answers(kind, captions)
         single = sum(answer != NO_REPLY for answer in given) == 1

@@ -258,3 +258,18 @@ def tarsier2(folder: Path):
 def _parts(messages: list[dict], role: str) -> list[dict]:
     content = [message["content"] for message in messages if message["role"] == role]
     return [part for one in content for part in (one if isinstance(one, list) else [one])]
+
+
+@reader(
+    "procedural", files="scenes/<split>.json, videos/<split>/*.mp4", source="the kit's own films.py", seen="SEEN", licence="the kit's own",
+    access="mmduet2 data",
+)  # fmt: skip
+def procedural(folder: Path):
+    """The kit's own world as a corpus of annotated videos, for rehearsals of the pipeline: a scene's note is its caption."""
+    for path in files(folder, "scenes/*.json"):
+        for row in _json(path):
+            def make(row=row):
+                scenes = tuple(span(s["start"], s["end"], s["caption"]) for s in row["scenes"])
+                return Clip(row["name"], "procedural", row["video"], "ego" if "ego" in row["domain"].lower() else "web", scenes=scenes)
+
+            yield str(row.get("name", "")) if isinstance(row, dict) else "", make

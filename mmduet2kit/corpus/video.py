@@ -174,6 +174,13 @@ class FilterLedger:
             row["examples"].append({"item": str(item), "reason": reason})
         return bool(ok)
 
+    def add(self, rows: Iterable[dict]) -> None:
+        """Count another ledger's rows too."""
+        for row in rows:
+            mine = self.rules.setdefault(row["rule"], {"rule": row["rule"], "in": 0, "out": 0, "examples": []})
+            mine["in"], mine["out"] = mine["in"] + row["in"], mine["out"] + row["out"]
+            mine["examples"] = (mine["examples"] + row["examples"])[: self.limit]
+
     def rows(self) -> list[dict]:
         """[{"rule", "in", "out", "examples": [{"item", "reason"}]}], in the order of the rules' first use."""
         return list(self.rules.values())
@@ -199,17 +206,24 @@ def decode_many(paths: Iterable[Path | str], interval: float, max_tokens: int, o
 
 def _cache(interval, max_tokens, out_dir, path):
     """(cache file, "") or (None, why there is none)."""
+    try:
+        return cached_frames(path, interval, max_tokens, out_dir)[0], ""
+    except UserError as error:
+        return None, str(error)
+
+
+def cached_frames(path: Path | str, interval: float, max_tokens: int, out_dir: Path) -> tuple[Path, np.ndarray]:
+    """(cache file, its frames as a memory map); decoded if it is not there. UserError for a source that cannot be decoded."""
     source = sha256_file(path) if Path(path).is_file() else "missing"
     cache = out_dir / f"{source}-{float(interval)}s-{max_tokens}-{CACHE}.npy"
     half = cache.with_name(f".{cache.name}.{os.getpid()}.partial")
     try:
         if not cache.exists():
             images = [image for _, image in frames(path, interval, max_tokens=max_tokens)]
+            out_dir.mkdir(parents=True, exist_ok=True)
             with open(half, "wb") as out:
                 np.save(out, images)
             os.replace(half, cache)
-        return cache, ""
-    except UserError as error:
-        return None, str(error)
+        return cache, np.load(cache, mmap_mode="r")
     finally:
         half.unlink(missing_ok=True)

@@ -1,0 +1,225 @@
+"""From videos and what is known of them to a dataset (paper section 3): scenes, captions, questions, gates, dialogues; in shards.
+
+A shard is SHARD clips. Its folder is named by what it is made from (clips, files, settings, annotator, this code) and appears whole
+or not at all, so a killed build goes on where it stopped, machines may share the shards (`part` i of N), and the result has the same
+bytes. When all shards are there, `join` puts them together in the layout that training reads. Memory does not grow with the
+number of videos: a shard is the most that is held.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from ..dialogue import DEFAULT_SYSTEM, NO_REPLY, Dialogue, Turn, to_rl_row, to_sft_row
+from ..errors import UserError
+from ..files import STAMP, read_json, read_jsonl, sha256_text, write_atomic, write_json, write_jsonl
+from ..profile import Profile
+from ..progress import side_by_side
+from .annotate import Annotator, Scene
+from .build import SEGMENTS
+from .dialogues import benchmark_record, build_dialogue, build_segments, frame_count
+from .gates import Limits, gate
+from .readers import Bad, Clip
+from .scenes import LOOK_S, between, cuts, evened, speech
+from .video import FilterLedger, cached_frames, frames
+
+SHARD = 64  # clips
+VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+OFFLINE_FRAMES = 64  # upstream: of an offline video, at most, a second apart
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build is made with. shares: of the clips for rl, dev and test; the rest is for SFT."""
+
+    profile: Profile
+    annotator: str
+    shares: tuple[float, float, float] = (0.04, 0.01, 0.02)
+
+    def key(self) -> str:
+        sections = {name: getattr(self.profile, name).model_dump(mode="json") for name in ("video", "dialogue")}
+        code = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
+        return sha256_text(json.dumps([sections, self.profile.rl.segment_turns, self.annotator, self.shares], sort_keys=True) + code)
+
+    def split(self, video: str) -> str:
+        """Where a video's clips go, by its name alone: the same on every machine and in every build."""
+        at, limit = int(sha256(video.encode()).hexdigest()[:12], 16) / 16**12, 0.0
+        for split, share in zip(("rl", "dev", "test"), self.shares):
+            limit += share
+            if at < limit:
+                return split
+        return "sft"
+
+
+def stretch(clip: Clip) -> str:
+    """What a clip shows, as dialogues name it: the file, and which part of it."""
+    return clip.video if not clip.start and clip.end is None else f"{clip.video}@{clip.start:g}-{'' if clip.end is None else f'{clip.end:g}'}"
+
+
+def own_videos(folder: Path, domain: str) -> Iterator[Clip | Bad]:
+    """Somebody's own videos under a folder, in order; files whose name is no video's are passed over."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in VIDEOS and path.is_file():
+            yield Clip(str(path.relative_to(folder).with_suffix("")), "own", str(path.relative_to(folder)), domain)
+
+
+def look(source: Path, out: Path, stored: float, tokens: int, clip: Clip) -> dict:
+    """Decode a clip and find its scenes: {"cache", "duration", "spans": [(start, end, speech, note)], "said"}, or {"error"}."""
+    path = source / clip.video
+    try:
+        cache, pictures = cached_frames(path, stored, tokens, out / "frames")
+        first = int(clip.start / stored)  # the clip begins at the last frame before it
+        last = len(pictures) if clip.end is None else min(len(pictures), frame_count(clip.end, stored))
+        duration = (last - first) * stored
+        if last - first < 2:
+            raise UserError(f"{clip.video} shows {max(0, last - first)} frames between {clip.start:g} s and {clip.end} s: nothing to talk about.")
+        said = list(clip.speech or (speech(path, duration) if clip.corpus == "own" and not clip.qa else ()))
+        if clip.qa:
+            spans = []
+        elif clip.scenes:
+            spans = [(a, min(b, duration), " ".join(t for s, e, t in said if s < b and e > a), note) for a, b, note in clip.scenes if a < duration]
+        elif said:
+            spans = [(a, b, text, "") for a, b, text in evened(said) if a < duration]
+        else:
+            marks = [mark - clip.start for mark in cuts(frames(path, LOOK_S, max_tokens=8))]
+            spans = [(a, b, "", "") for a, b, _ in evened((a, b, "") for a, b in between(marks, duration))]
+        return {"cache": cache.name, "first": first, "duration": duration, "spans": spans, "said": said}
+    except (UserError, OSError) as error:
+        return {"error": str(error)}
+
+
+def annotate(plan: Plan, annotator: Annotator, judge, out: Path, clip: Clip, seen: dict, ledger: FilterLedger) -> dict | None:
+    """A clip's record: scenes with captions, questions with answers, through the gates; None where nothing is left."""
+    pictures, stored = np.load(out / "frames" / seen["cache"], mmap_mode="r"), min(plan.profile.video.intervals)
+    scenes = []
+    for start, end, said, note in seen["spans"]:
+        shown = pictures[seen["first"] + int(start / stored) : seen["first"] + max(int(start / stored) + 1, frame_count(end, stored))]
+        caption = annotator.caption(Scene(np.asarray(shown), said, note))
+        if ledger.check("scene has a caption", f"{clip.id} at {start:.1f} s", bool(caption), "the annotator gave none that fits"):
+            scenes.append({"start": round(start, 3), "end": round(end, 3), "caption": caption})
+    count = plan.profile.dialogue.questions[1]
+    seed = int(sha256(clip.id.encode()).hexdigest()[:8], 16)
+    asked = annotator.questions([s["caption"] for s in scenes], count, seed) if scenes else None
+    if not ledger.check("video has questions", clip.id, bool(asked), "the annotator gave none that fit"):
+        return None
+    record = {"video": stretch(clip), "name": clip.id, "domain": f"train_{clip.domain}", "duration": seen["duration"], "scenes": scenes, "subtitles": [],
+              "questions": [{"question": question, "answers": given} for question, given in asked]}  # fmt: skip
+    step = plan.profile.video.train_interval * plan.profile.video.train_frames_per_turn
+    return gate(record, ledger, judge, Limits(turn=step))
+
+
+def offline(clip: Clip, seen: dict, stored: float) -> list[Dialogue]:
+    """Offline samples of a clip: pictures of the whole of it, at most OFFLINE_FRAMES and a second apart; a dialogue a question."""
+    count = frame_count(seen["duration"], stored)
+    shown = np.unique(np.linspace(0, count - 1, min(OFFLINE_FRAMES, max(1, int(seen["duration"])))).round().astype(int))
+    return [Dialogue(f"{clip.id}-{k}", stretch(clip), stored, (Turn(tuple(map(int, shown)), question, answer),), (), "offline", "offline-caption", DEFAULT_SYSTEM)
+            for k, (question, answer) in enumerate(clip.qa)]  # fmt: skip
+
+
+def shard_folder(plan: Plan, source: Path, out: Path, number: int, clips: Sequence[Clip | Bad]) -> Path:
+    """Where a shard lies; the name says what it is made from."""
+    sizes = [(source / c.video).stat().st_size if isinstance(c, Clip) and (source / c.video).is_file() else -1 for c in clips]
+    key = sha256_text(plan.key() + json.dumps([[asdict(c) for c in clips], sizes], sort_keys=True))
+    return out / "shards" / f"{number:06d}-{key[:16]}"
+
+
+def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path, folder: Path, clips: Sequence[Clip | Bad], workers: int) -> None:
+    """Make one shard, whole or not at all."""
+    video, ledger = plan.profile.video, FilterLedger()
+    stored = min(video.intervals)
+    good = [c for c in clips if ledger.check("record can be read", c.id, isinstance(c, Clip), getattr(c, "reason", ""))]
+    found = side_by_side(partial(look, source, out, stored, video.visual_tokens), good, workers)
+    usable = [(c, one) for c, one in zip(good, found) if ledger.check("video decodes", c.id, "error" not in one, one.get("error", ""))]
+    threads = ThreadPoolExecutor(getattr(annotator, "parallel", 1))
+    ledgers = [FilterLedger() for _ in usable]
+    with threads:
+        made = list(threads.map(lambda work: annotate(plan, annotator, judge, out, work[0][0], work[0][1], work[1]) if not work[0][0].qa else None,
+                                zip(usable, ledgers)))  # fmt: skip
+    for one in ledgers:
+        ledger.add(one.rows())
+    rows = _rows(plan, annotator, usable, made, ledger)
+    partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    for name, some in rows.items():
+        write_jsonl(partial_folder / f"{name}.jsonl", some)
+    write_json(partial_folder / "frames.json", {stretch(c): {"cache": one["cache"], "first": one["first"]} for c, one in usable})
+    write_json(partial_folder / "ledger.json", ledger.rows())
+    os.replace(partial_folder, folder)
+
+
+def _rows(plan: Plan, annotator: Annotator, usable: list, made: list, ledger: FilterLedger) -> dict[str, list[dict]]:
+    """What a shard's files hold, by name."""
+    profile = plan.profile
+    names = [f"{kind}_{every:g}s" for kind in ("sft", "rl") for every in sorted(set(profile.video.intervals))]
+    rows: dict[str, list[dict]] = {name: [] for name in (*names, "offline_sft", "dev", "test", *(f"scenes_{s}" for s in ("sft", "rl", "dev", "test")))}
+    for (clip, seen), record in zip(usable, made, strict=True):
+        if clip.qa:
+            rows["offline_sft"] += map(to_sft_row, offline(clip, seen, min(profile.video.intervals)))
+        if record is None:
+            continue
+        split, rng = plan.split(clip.video), np.random.default_rng((profile.world.seed, *clip.id.encode()))
+        rows[f"scenes_{split}"].append(record)
+        if split in ("dev", "test"):
+            rows[split].append(benchmark_record(record, rng, ("any",)) | {"domain": clip.domain.upper()})
+            continue
+        for every in sorted(set(profile.video.intervals)):
+            dialogue = build_dialogue(profile, record, rng, every, annotator.summary)
+            spoken = any(turn.reply not in (None, NO_REPLY) for turn in dialogue.turns)
+            if split == "sft" and ledger.check("SFT dialogue has an answer", dialogue.id, spoken, "no answer fits"):
+                rows[f"sft_{every:g}s"].append(to_sft_row(dialogue))
+            if split == "rl":
+                segments = build_segments(profile, dialogue, rng, SEGMENTS)
+                if ledger.check("RL video has a segment", clip.id, bool(segments), "no gold span fits a segment"):
+                    rows[f"rl_{every:g}s"] += map(to_rl_row, segments)
+    return rows
+
+
+def build_corpus(plan: Plan, annotator: Annotator, judge, clips: Iterable[Clip | Bad], source: Path, out: Path, *, part: tuple[int, int] = (0, 1),
+                 workers: int = 1, progress: Callable[[int, int], None] = lambda *_: None) -> list[Path]:  # fmt: skip
+    """Make the shards `number` with number % N == i of part (i, N) that are not there; the folders of all shards, there or not.
+
+    `progress(shards done by this part, clips seen)` is called after each.
+    """
+    folders: list[Path] = []
+    clips, seen = iter(clips), 0
+    while shard := list(islice(clips, SHARD)):
+        folder = shard_folder(plan, source, out, len(folders), shard)
+        folders.append(folder)
+        seen += len(shard)
+        if (len(folders) - 1) % part[1] == part[0] and not folder.is_dir():
+            make_shard(plan, annotator, judge, source, out, folder, shard, workers)
+            progress(len(folders), seen)
+    return folders
+
+
+def join(plan: Plan, out: Path, shards: Sequence[Path]) -> None:
+    """The shards, in order, as one dataset in the layout of training; written a shard at a time."""
+    ledger, index = FilterLedger(), {}
+    names = sorted({path.name for shard in shards for path in shard.glob("*.jsonl")})
+    for name in names:
+        half = out / f".{name}.partial"
+        with open(half, "wb") as into:
+            for shard in shards:
+                with open(shard / name, "rb") as some:
+                    shutil.copyfileobj(some, into)
+        os.replace(half, out / name)
+    for shard in shards:
+        ledger.add(read_json(shard / "ledger.json"))
+        index |= read_json(shard / "frames.json")
+    for split in ("dev", "test"):
+        write_json(out / f"{split}.json", read_jsonl(out / f"{split}.jsonl"))
+    for split in ("sft", "rl", "dev", "test"):
+        write_json(out / "scenes" / f"{split}.json", read_jsonl(out / f"scenes_{split}.jsonl"))
+    write_json(out / "frames.json", {"interval": min(plan.profile.video.intervals), "videos": {name: one["cache"] for name, one in index.items()},
+                                     "first": {name: one["first"] for name, one in index.items() if one["first"]}})  # fmt: skip
+    write_json(out / "ledger.json", ledger.rows())
+    write_atomic(out / STAMP, sha256_text(" ".join(shard.name for shard in shards)))

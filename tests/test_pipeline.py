@@ -1,0 +1,183 @@
+"""`mmduet2 data build`: shards that are made once and whole, parts of several machines, own videos with and without subtitles."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmduet2kit import cli
+from mmduet2kit.corpus import pipeline
+from mmduet2kit.corpus.annotate import TemplateAnnotator
+from mmduet2kit.corpus.build import Dataset
+from mmduet2kit.corpus.films import make_films, write_video
+from mmduet2kit.corpus.pipeline import Plan, build_corpus, join, own_videos
+from mmduet2kit.corpus.readers import READERS
+from mmduet2kit.dialogue import NO_REPLY
+from mmduet2kit.files import read_json
+from mmduet2kit.profile import load_profile
+from mmduet2kit.score import get_judge
+
+from test_llm_judge import server  # noqa: F401
+
+SHARES = (0.2, 0.1, 0.1)
+SETTINGS = """
+name: pipeline
+extends: tiny
+world:
+  counts: {base: {clip: 0}, sft: {train_web: 14, train_ego: 2}, rl: {train_web: 4, train_ego: 0}, dev: {WEB: 0, EGO: 0}, test: {WEB: 0, EGO: 0, TV: 0, VAD: 0, PO: 0}}
+  domains:
+    train_web: {length: 20, scene: [5, 7], gap: [1, 2], onset: [0.05, 0.35]}
+    train_ego: {length: 24, scene: [5, 7], gap: [2, 4], onset: [0.05, 0.35]}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Twenty short films of the procedural world, and the profile they were made with."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "mine.yaml").write_text(SETTINGS)
+    profile = load_profile(str(folder / "mine.yaml"))
+    make_films(profile, folder, 1, lambda *_: None)
+    return folder, profile
+
+
+def build(world, out, part=(0, 1), shard=4):
+    folder, profile = world
+    out.mkdir(parents=True, exist_ok=True)
+    plan, before = Plan(profile, "template", SHARES), pipeline.SHARD
+    pipeline.SHARD = shard
+    try:
+        shards = build_corpus(plan, TemplateAnnotator(), get_judge("exact"), READERS["procedural"].read(folder), folder, out, part=part)
+    finally:
+        pipeline.SHARD = before
+    if all(path.is_dir() for path in shards):
+        join(plan, out, shards)
+    return shards
+
+
+def content(folder):
+    """{file: bytes} of a dataset, what was only on the way left out."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and "sqlite" not in p.name}
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return out, build(world, out)
+
+
+def test_a_dataset_that_training_reads(world, whole):
+    out, shards = whole
+    assert len(shards) == 5
+    dataset = Dataset(out)
+    assert not dataset.missing([2.0]) and dataset.key
+    dialogues, segments = dataset.sft(2.0), dataset.rl(2.0)
+    assert dialogues and segments and dataset.benchmark("dev") + dataset.benchmark("test")
+    for d in dialogues:
+        assert dataset.frames(d).shape[0] == len(d.frame_indices()) and any(t.reply not in (None, NO_REPLY) for t in d.turns)
+        captions = " ".join(s["caption"] for r in read_json(out / "scenes" / "sft.json") if r["video"] == d.video for s in r["scenes"])
+        assert all(g.text in captions or g.text.startswith("So far there was") for g in d.gold)
+    splits = {s: {r["video"] for r in read_json(out / "scenes" / f"{s}.json")} for s in ("sft", "rl", "dev", "test")}
+    assert sum(map(len, splits.values())) == len(set.union(*splits.values())) <= 20
+    rules = {row["rule"]: (row["in"], row["out"]) for row in read_json(out / "ledger.json")}
+    assert rules["video decodes"] == (20, 20) and rules["answer is supported by its caption"][0] > 20
+
+
+def test_parts_on_several_machines_give_the_same_bytes(world, whole, tmp_path):
+    for index in (1, 0, 2):
+        build(world, tmp_path / "parts", (index, 3))
+    assert content(tmp_path / "parts") == content(whole[0])
+
+
+def test_a_shard_that_is_there_is_not_made_again(world, whole, monkeypatch):
+    monkeypatch.setattr(pipeline, "make_shard", lambda *a: pytest.fail("made again"))
+    before = content(whole[0])
+    assert build(world, whole[0]) == whole[1] and content(whole[0]) == before
+
+
+def test_killed_at_any_moment_and_started_again_the_bytes_are_the_same(world, whole, tmp_path):
+    out = tmp_path / "killed"
+    fork = multiprocessing.get_context("fork")
+    for wait in (0.15, 0.4, 0.7):
+        child = fork.Process(target=build, args=(world, out))
+        child.start()
+        time.sleep(wait)
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    build(world, out)
+    made = {name: data for name, data in content(out).items() if ".partial" not in name and "/." not in f"/{name}"}
+    assert made == content(whole[0])
+
+
+def film(path, seconds, seed=0):
+    colours = np.random.default_rng(seed).integers(0, 255, (8, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, (np.full((56, 56, 3), colours[k // 24 % 8], np.uint8) for k in range(4 * seconds)), 4)
+
+
+def test_own_videos_with_a_model_that_annotates(tmp_path, server, monkeypatch, capsys):  # noqa: F811
+    """Subtitles where there are any, cuts where not; what is damaged stands in the ledger and stops nothing."""
+    def answer(body):
+        system, user = body["messages"][:2]
+        if "all that is said now" in system["content"].lower():
+            texts = json.loads(user["content"])
+            return "yes" if texts["said now"] in texts["said earlier"] else "no"
+        if "Write" in system["content"]:
+            captions = list(json.loads(user["content"]).values())
+            return json.dumps({"questions": [{"question": f"What happens ({k})?", "answers": captions} for k in range(2)]})
+        if "Sum up" in system["content"]:
+            return '{"answer": "Several things."}'
+        return json.dumps({"caption": f"Something happens, {len(server.requests)}."})
+
+    server.answer = answer
+    videos = tmp_path / "videos"
+    for k in range(6):
+        film(videos / f"film{k}.mp4", 30, k)
+    (videos / "film0.srt").write_text("1\n00:00:02,000 --> 00:00:08,000\nFirst we cut.\n\n2\n00:00:10,000 --> 00:00:17,000\nThen we cook.\n")
+    (videos / "cut off.mp4").write_bytes((videos / "film1.mp4").read_bytes()[:900])
+    (videos / "empty.webm").touch()
+    (videos / "notes.txt").write_text("no video")
+    for name, value in {"OPENAI_BASE_URL": server.url, "MMDUET2_ANNOTATOR_MODEL": "m", "MMDUET2_JUDGE_MODEL": "m"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "mine.yaml").write_text("name: own\nextends: tiny\njudge: {name: llm}\n")
+    command = ["data", "build", str(videos), "--out", str(tmp_path / "out"), "--profile", str(tmp_path / "mine.yaml"), "--workers", "1"]
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    assert "left out by 'video decodes': 2 of 8" in text and "annotator: " in text
+    out = tmp_path / "out"
+    scenes = {r["name"]: r["scenes"] for s in ("sft", "rl", "dev", "test") for r in read_json(out / "scenes" / f"{s}.json")}
+    assert [(s["start"], s["end"]) for s in scenes["film0"]] == [(2.0, 8.0), (10.0, 17.0)]
+    assert all(len(one) >= 2 for one in scenes.values()) and len(scenes) == 6
+    asked = len(server.requests)
+    shutil.rmtree(out / "shards")
+    assert cli.main(command) == 0 and len(server.requests) == asked  # nothing is paid for twice
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("wrong", [["--shard", "2/2"], ["--shard", "one"], []])
+def test_wrong_use_is_one_sentence(wrong, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    command = ["data", "build", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--annotator", "template", "--profile", "tiny", *wrong]
+    assert cli.main(command) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_splits_depend_on_the_name_alone():
+    plan = Plan(load_profile("tiny"), "template", SHARES)
+    names = [f"video {k}" for k in range(4000)]
+    counts = {s: sum(plan.split(n) == s for n in names) / len(names) for s in ("sft", "rl", "dev", "test")}
+    assert counts == pytest.approx({"rl": 0.2, "dev": 0.1, "test": 0.1, "sft": 0.6}, abs=0.03)
+
+
+def test_files_that_are_no_videos_are_passed_over(tmp_path):
+    for name in ("a.MP4", "b.txt", "sub/c.mkv", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [c.video for c in own_videos(tmp_path, "web")] == ["a.MP4", str(Path("sub") / "c.mkv")]
