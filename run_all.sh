@@ -83,7 +83,7 @@ if [ "$(cat "$env/mmduet2kit-stamp" 2>/dev/null)" != "$wanted" ]; then
   [ "$env" != "$PWD/.venv" ] || touch "$env/set-up-unfinished"
   rm -f "$env/mmduet2kit-stamp"
   export DS_BUILD_OPS=0  # DeepSpeed compiles its CUDA parts when they are first used, not here
-  say "Setting up $env, once: 0.35 GB to download, 2 GB on disk where pip offers a CPU build of torch,"
+  say "Setting up $env, once: 0.42 GB to download, 2 GB on disk where pip offers a CPU build of torch,"
   say "about 1.6 and 6 GB where it offers the CUDA build. Two minutes and more, depending on the line."
   failed="the set-up failed: pip says above why; the next ./run_all.sh tries again."
   # torch first: some packages look for it while they are built.

@@ -1,6 +1,6 @@
-"""The README's scaling page: GB and hours a stage of the profile `paper` on 1, 8 and 16 GPUs, by the cost model (mmduet2kit/cost.py)."""
+"""The README's scaling page: GB and hours a stage of the profile `paper` on 1, 8 and 16 GPUs, by the cost model (cost.py)."""
 
-from mmduet2kit.cost import ASSUMED_MFU, VIDEO_S, Speed, flops, hours, plans, speed, tokens_of
+from cost import ASSUMED_MFU, VIDEO_S, Speed, flops, hours, plans, speed, tokens_of
 from mmduet2kit.profile import Profile, load_profile
 
 GPUS = (1, 8, 16)

@@ -16,7 +16,7 @@ COMMANDS = {  # name: (module, what it does, an example)
     "run": ("mmduet2kit.runner", "execute the notebooks in order", "mmduet2 run --profile tiny --from 04"),
     "doctor": ("mmduet2kit.doctor", "is this machine fit for a profile?", "mmduet2 doctor --profile tiny"),
     "figures": ("mmduet2kit.cli", "redraw figures and tables", "mmduet2 figures --profile tiny"),
-    "data": ("mmduet2kit.corpus.commands", "build the data of a profile, check a corpus", "mmduet2 data --profile tiny; mmduet2 data check"),
+    "data": ("mmduet2kit.datasets", "build the data of a profile, check a corpus", "mmduet2 data --profile tiny; mmduet2 data check"),
     "base": ("mmduet2kit.train.base", "teach a small model to caption", "mmduet2 base --profile tiny"),
     "sft": ("mmduet2kit.train.sft", "supervised fine-tuning", "mmduet2 sft --profile tiny --seed 0"),
     "grpo": ("mmduet2kit.train.grpo", "multi-turn GRPO", "mmduet2 grpo --profile tiny --seed 0"),

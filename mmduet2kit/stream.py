@@ -312,16 +312,9 @@ def layout(chunk: tuple[int, ...], image_pad: int, grid: tuple[int, int] | None)
     return torch.tensor(columns).T, position
 
 
-def run(
-    stream: Stream,
-    turns: Sequence[Sequence[Turn]],
-    features: Sequence[torch.Tensor],
-    choose,
-    max_new_tokens: int,
-    decide: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    threshold: float | Sequence[float] = 0.0,
-    heard: Callable[[int, list[Spoken]], None] | None = None,
-) -> list[list[Spoken]]:
+def run(stream: Stream, turns: Sequence[Sequence[Turn]], features: Sequence[torch.Tensor], choose, max_new_tokens: int,
+        decide: Callable[[torch.Tensor], torch.Tensor] | None = None, threshold: float | Sequence[float] = 0.0,
+        heard: Callable[[int, list[Spoken]], None] | None = None) -> list[list[Spoken]]:  # fmt: skip
     """Play user turns to every session and let the model answer each turn that has frames.
 
     `features[r]` [frames, tokens, hidden] are row r's frames in order. With `decide` (a threshold model's head on hidden

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmduet2kit import cli, cost, doctor
-from mmduet2kit.artifact import artifact_table
+from mmduet2kit import cli, doctor
 from mmduet2kit.model import freeze_vision, make_model
 from mmduet2kit.profile import load_profile
 
+import cost
+from artifact import artifact_table
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 
 

@@ -13,11 +13,7 @@ from .readers import _json, files, reader, seconds
 FORCED = re.compile(r"^I must reply( now)?\.\n")  # upstream: a prefix that SFT masks and inference forces; no part of the reply
 
 
-@reader(
-    "proactivevideoqa", files="{WEB,EGO,TV,VAD}/anno.json, videos/ beside them",
-    source="jxb1st/proactivevideoqa-viewer @76de1d1: {WEB,EGO,TV,VAD}/anno.json (two records each)", seen="SEEN",
-    licence="annotations: not stated; videos: Shot2Story, Ego4D, TVQA, UCF-Crime, each its own", access="github: yellow-binary-tree/ProactiveVideoQA",
-)  # fmt: skip
+@reader("proactivevideoqa")
 def proactivevideoqa(folder: Path):
     """One record a question; a domain a folder. Times are seconds of the clip, reply spans as the benchmark has them."""
     for path in files(folder, "*/anno.json", "anno.json"):
@@ -41,11 +37,7 @@ def _pair(times) -> list[float]:
     return [start, end]
 
 
-@reader(
-    "streamingbench", files="questions_proactive.json (GitHub) or Proactive_Output.csv (hub), videos beside them",
-    source="THUNLP-MT/StreamingBench @8929923: src/data/questions_proactive.json; three readers of the CSV", seen="SEEN",
-    licence="repository: MIT", access="hub: mjuicem/StreamingBench",
-)  # fmt: skip
+@reader("streamingbench")
 def streamingbench(folder: Path):
     """Proactive output: asked at `time_stamp`, to be said at `ground_truth_time_stamp`; the unreliable window of the JSON is ignored."""
     for path in files(folder, "**/questions_proactive.json", "**/Proactive_Output.csv"):
@@ -71,10 +63,7 @@ def streamingbench(folder: Path):
             yield name or str(number), make
 
 
-@reader(
-    "mmduet2-data", files="sft/*.jsonl", source="the loader of the released SFT code (a copy: ZhichaoWang6/SSD_adapters_last @06eb3be)",
-    seen="UNVERIFIED", licence="not stated; the source videos have their own", access="hub: wangyueqian/MMDuet2-data",
-)  # fmt: skip
+@reader("mmduet2-data")
 def mmduet2_data(folder: Path):
     """The authors' SFT dialogues; pictures are `<file>.hdf5:::<index>` or image files, 2 s apart by the file's name."""
     for path in files(folder, "sft/*.jsonl", "*-sft*.jsonl"):

@@ -1,7 +1,6 @@
 """Public corpora, from their own published files, as clips: where the video is, its scenes, what is said in it, questions on it.
 
-Each reader says what it was written from and how far that could be seen: SEEN (a data file, or the owners' own code), DOCUMENTED
-(their documentation or card), UNVERIFIED (neither). Nothing is downloaded: `folder` is where the user has put the corpus.
+readers.yaml says what each was written from and how far that could be seen. Nothing is downloaded: `folder` is where the user has put the corpus.
 A record that cannot be read is yielded as `Bad`, with its reason, for the ledger; it stops nothing.
 """
 
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+
+import yaml
 
 from ..errors import UserError
 
@@ -59,10 +60,11 @@ class Reader:
     access: str
 
 
+FACTS = yaml.safe_load(Path(__file__).with_name("readers.yaml").read_text())
 READERS: dict[str, Reader] = {}
 
 
-def reader(name: str, **facts: str):
+def reader(name: str):
     """Register a function (folder) -> iterator of raw (id, make): `make()` gives the Clip or raises what a bad record raises."""
     def register(rows: Callable[[Path], Iterator[tuple[str, Callable[[], Clip | None]]]]):
         def read(folder: Path) -> Iterator[Clip | Bad]:
@@ -75,7 +77,7 @@ def reader(name: str, **facts: str):
                     if clip is not None:
                         yield clip
 
-        READERS[name] = Reader(name, read, **facts)
+        READERS[name] = Reader(name, read, **FACTS[name])
         return read
 
     return register
@@ -138,11 +140,7 @@ def sentences(words: list, gap: float = 3.0) -> Iterator[Span]:
         yield said[0][0], said[-1][1], " ".join(one[2] for one in said)
 
 
-@reader(
-    "live-whisperx", files="*.jsonl (live_whisperx_526k_with_seeks.jsonl), videos/**/*.mp4",
-    source="showlab/livecc @fdaa91e: data/production/*.py, data/lmm_dataset.py; issues #17, #21", seen="SEEN",
-    licence="card: apache-2.0, for research and education; YouTube's terms for the videos", access="hub: chenjoya/Live-WhisperX-526K",
-)  # fmt: skip
+@reader("live-whisperx")
 def live_whisperx(folder: Path):
     """Rows [user, assistant] with timed words; times are the whole YouTube video's, the files that are shipped are cut clips."""
     for path in files(folder, "*.jsonl"):
@@ -175,11 +173,7 @@ def _ego(takes: dict, name: str) -> str:
     return str(path.parent / "downscaled" / "448" / path.name)
 
 
-@reader(
-    "ego-exo4d", files="annotations/keystep_*.json, takes.json, takes/**",
-    source="EGO4D/Ego-Exo4D-docs @4faa559: docs/annotations/keystep.md, docs/data/metadata.md", seen="DOCUMENTED",
-    licence="Ego-Exo4D's own, to be signed; no passing on", access="ego4ddataset.com/egoexo-license, then `egoexo --parts annotations metadata downscaled_takes/448`",
-)  # fmt: skip
+@reader("ego-exo4d")
 def ego_exo4d(folder: Path):
     """Key steps: segments in seconds from the take's start, with what the annotator wrote."""
     takes = {take["take_uid"]: take for take in _json(files(folder, "takes.json")[0])}
@@ -195,11 +189,7 @@ def ego_exo4d(folder: Path):
             yield str(entry.get("take_name", "")) if isinstance(entry, dict) else "", make
 
 
-@reader(
-    "egoexolearn", files="annotations/fine_annotation_*_en.csv, <video_uid>.mp4",
-    source="OpenGVLab/EgoExoLearn @e1f11b1: annotations/README.md, fine_annotation_test.csv", seen="SEEN",
-    licence="repository: MIT", access="hub: hyf015/EgoExoLearn, or the drives in its README",
-)  # fmt: skip
+@reader("egoexolearn")
 def egoexolearn(folder: Path):
     """A row a fine-grained action, in no order; those of one video seen from the head are one clip."""
     rows = []
@@ -214,11 +204,7 @@ def egoexolearn(folder: Path):
         yield name, make
 
 
-@reader(
-    "llava-video", files="*/*_{cap,oe}*.json, and the videos beside them",
-    source="dataset card of lmms-lab/LLaVA-Video-178K; three independent readers", seen="DOCUMENTED",
-    licence="card: apache-2.0, for research and education; OpenAI's usage policy", access="hub: lmms-lab/LLaVA-Video-178K",
-)  # fmt: skip
+@reader("llava-video")
 def llava_video(folder: Path):
     """Conversations about whole videos: captions and open questions; multiple choice is left out."""
     for path in files(folder, "*/*cap*.json", "*/*oe*.json"):
@@ -231,11 +217,7 @@ def llava_video(folder: Path):
             yield str(row.get("id", "")) if isinstance(row, dict) else "", make
 
 
-@reader(
-    "tarsier2", files="*/metadata.json, */videos/**",
-    source="bytedance/tarsier @63de87a: dataset/custom_data_parsers/standard_vision_parser.py; dataset card", seen="DOCUMENTED",
-    licence="card: apache-2.0; each source its own (LSMDC, Ego4D: on request)", access="hub: omni-research/Tarsier2-Recap-585K",
-)  # fmt: skip
+@reader("tarsier2")
 def tarsier2(folder: Path):
     """Recaptioned clips: messages with a video and a caption; gold captions kept for evaluation have no text and are left out."""
     for path in files(folder, "*/metadata.json", "metadata.json"):
@@ -260,10 +242,7 @@ def _parts(messages: list[dict], role: str) -> list[dict]:
     return [part for one in content for part in (one if isinstance(one, list) else [one])]
 
 
-@reader(
-    "procedural", files="scenes/<split>.json, videos/<split>/*.mp4", source="the kit's own films.py", seen="SEEN", licence="the kit's own",
-    access="mmduet2 data",
-)  # fmt: skip
+@reader("procedural")
 def procedural(folder: Path):
     """The kit's own world as a corpus of annotated videos, for rehearsals of the pipeline: a scene's note is its caption."""
     for path in files(folder, "scenes/*.json"):

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmduet2kit import cost
 from mmduet2kit.dialogue import NO_REPLY, Dialogue, Gold, Segment, Turn
 from mmduet2kit.files import read_csv
 from mmduet2kit.manifest import cores
@@ -32,6 +31,8 @@ from mmduet2kit.train import grpo, rollout, sft
 import sys  # isort: skip
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "figures"))
+import cost
 import engine
 from ways import PICTURES, Scripted, make
 

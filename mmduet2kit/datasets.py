@@ -4,17 +4,17 @@ build`: a dataset from own videos or from a corpus."""
 from collections import Counter
 from pathlib import Path
 
-from ..errors import UserError
-from ..files import read_json
-from ..manifest import cores
-from ..profile import add_profile_arguments, load_profile
-from ..progress import lines
-from ..score import judge_of
-from . import benchmarks  # noqa: F401 - it registers its readers
-from .build import Dataset, build, table1
-from .annotate import get_annotator
-from .pipeline import VIDEOS, Plan, build_corpus, join, own_videos
-from .readers import READERS, Bad, Clip
+from .corpus import benchmarks  # noqa: F401 - it registers its readers
+from .corpus.annotate import get_annotator
+from .corpus.build import Dataset, build, table1
+from .corpus.pipeline import VIDEOS, Plan, build_corpus, join, own_videos
+from .corpus.readers import READERS, Bad, Clip
+from .errors import UserError
+from .files import read_json
+from .manifest import cores
+from .profile import add_profile_arguments, load_profile
+from .progress import lines
+from .score import judge_of
 
 
 def add_arguments(parser) -> None:

@@ -7,8 +7,8 @@ again, attention by its length, vision forward only where it is frozen; memory a
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import read_json
-from .profile import Launch, Model, Profile
+from mmduet2kit.files import read_json
+from mmduet2kit.profile import Launch, Model, Profile
 
 MEASURED = Path(__file__).parents[1] / "tests" / "benchmarks" / "results" / "gpu_check.json"
 PEAK = 989e12  # FLOP/s, bfloat16 dense, NVIDIA's figure for H100, H800 and H200; used where no product was measured

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from .errors import UserError
-from .manifest import pins
-from .profile import FOLDER, load_profile
-from .report import FIGURES, STUDY, scripts
+from mmduet2kit.errors import UserError
+from mmduet2kit.manifest import pins
+from mmduet2kit.profile import FOLDER, load_profile
+from mmduet2kit.report import FIGURES, STUDY, scripts
 
 ROOT = FIGURES.parent
 PASS, FAIL, AUTHOR = "pass", "fail", "author action"
