@@ -231,7 +231,10 @@ def run(args) -> None:
         evaluator.head = load_head(folder, model.config.text_config.hidden_size).to(model.device)
         evaluator.threshold = choose_threshold(evaluator, profile.results / f"threshold_sweep_seed{seed}.csv", seed)
         out["threshold"] = evaluator.threshold
-    onsets = load_onsets(dataset.folder)
+    hidden = (dataset.folder / "onsets" / "test.json").is_file()  # real videos have none: latency stays empty
+    if "po" in extras and not hidden:
+        raise UserError(f"--extras po measures from hidden onsets, which {dataset.folder} has not: leave it out.")
+    onsets = load_onsets(dataset.folder) if hidden else None
     place = profile.results / "eval"
     for interval in intervals:
         for domain in domains:

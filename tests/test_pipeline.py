@@ -23,6 +23,7 @@ from mmduet2kit.files import read_json
 from mmduet2kit.profile import load_profile
 from mmduet2kit.score import get_judge
 
+from played import make_tiny
 from test_llm_judge import server  # noqa: F401
 
 SHARES = (0.2, 0.1, 0.1)
@@ -87,6 +88,18 @@ def test_a_dataset_that_training_reads(world, whole):
     assert sum(map(len, splits.values())) == len(set.union(*splits.values())) <= 20
     rules = {row["rule"]: (row["in"], row["out"]) for row in read_json(out / "ledger.json")}
     assert rules["video decodes"] == (20, 20) and rules["answer is supported by its caption"][0] > 20
+
+
+def test_evaluation_on_videos_without_hidden_onsets(whole, tmp_path, monkeypatch, capsys):
+    """As on real videos: PAUC and replies, no latency; what needs onsets is refused in one sentence."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(f"name: real\nextends: tiny\ndataset: {whole[0]}\nmodel: {{path: {make_tiny(tmp_path / 'model')}}}\n")
+    assert cli.main(["evaluate", "--profile", "mine.yaml", "--model", "base", "--domains", "WEB"]) == 0
+    found = read_json(tmp_path / "runs" / "real" / "results" / "eval" / "base-seed1.json")["proactive"][0]["pooled"]
+    assert found["spans"] > 0 and found["latency_s"] == "" and found["correct"] == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--profile", "mine.yaml", "--model", "base", "--domains", "WEB", "--extras", "po"]) == 2
+    assert "onsets" in capsys.readouterr().err
 
 
 def test_parts_on_several_machines_give_the_same_bytes(world, whole, tmp_path):

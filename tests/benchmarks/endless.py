@@ -1,8 +1,9 @@
 """Streams without end, with a trained model: `python tests/benchmarks/endless.py --profile tiny [--model rl] [--out FILE]`.
 
-Test videos of a domain are joined to one long stream, each with its question at its beginning. For several limits of the
-context: which replies change against the stream that forgets nothing, and what PAUC becomes. Then one silent-or-not stream of
-`--turns` turns under the smallest limit: the mean time of a turn and the memory, block by block. Prints JSON.
+For several limits of the context: which replies change against the stream that forgets nothing, and what PAUC becomes; with each
+test video of a domain as a stream of its own (lengths that the model was trained on), and with all of them joined to one (far
+beyond), each with its question at its beginning. Then a stream of `--turns` turns under the smallest limit: the mean time of a
+turn and the memory, block by block. Prints JSON.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import platform
 import resource
 import time
+from collections import Counter
 from datetime import date
 from pathlib import Path
 
@@ -32,12 +34,12 @@ class Watcher:
         self.evaluator = Evaluator(profile, Dataset(profile.data), model, processor)
         self.model, self.processor, self.most = model, processor, profile.evaluate.max_new_tokens
 
-    def watch(self, records: list[dict], interval: float, limit: int, seconds: list | None = None, memory: list | None = None):
-        """(Watched of every record, the stream); seconds and cache bytes of every turn with frames go to the lists."""
-        dialogues, stream, out = [self.evaluator.dialogue(r, interval) for r in records], None, []
+    def watch(self, records: list[dict], interval: float, limit: int, joined: bool, seconds: list | None = None, memory: list | None = None):
+        """(Watched of every record, the counts of all streams); seconds and cache bytes of every turn with frames go to the lists."""
+        dialogues, stream, out, counts = [self.evaluator.dialogue(r, interval) for r in records], None, [], Counter()
         for record, dialogue in zip(records, dialogues):
             frames, used, replies = self.evaluator.dataset.frames(dialogue), 0, []
-            if stream is None:
+            if stream is None or not joined:
                 encoder = encoder_for(self.processor, frames, getattr(self.model.config, "chat_form", "turns"))
                 stream = Stream(self.model, encoder, self.processor.image_processor, 1, limit=limit)
                 stream.begin(0, encoder.system(dialogue.system))
@@ -49,15 +51,17 @@ class Watcher:
                     seconds.append(time.perf_counter() - started)
                     memory.append(stream.cache.nbytes)
                 replies += [(at, said[0].text.strip())] if said and said[0].text.strip() != NO_REPLY else []
+            counts.update({"re-encoded": stream.counts["re-encoded"], "forgotten": stream.counts["forgotten"]} if not joined else {})
             out.append(Watched(record, replies, sum(bool(turn.frames) for turn in dialogue.turns)))
-        return out, stream
+        counts = counts if not joined else stream.counts
+        return out, counts | Counter(context=int(stream.cache.lengths[0]))
 
 
-def compare(watcher: Watcher, records: list[dict], interval: float, limits: list[int]) -> dict:
+def compare(watcher: Watcher, records: list[dict], interval: float, limits: list[int], joined: bool) -> dict:
     """Against the unbounded stream: turns alike (same text, or both silent), replies kept word for word, PAUC, duplicates."""
     out, base = {}, None
     for limit in (0, *limits):
-        watched, stream = watcher.watch(records, interval, limit)
+        watched, counts = watcher.watch(records, interval, limit, joined)
         texts = [dict(w.replies) for w in watched]
         found = pooled(watcher.evaluator.score(watched))
         base = base or texts
@@ -67,8 +71,7 @@ def compare(watcher: Watcher, records: list[dict], interval: float, limits: list
         out[str(limit or "none")] = {
             "pauc": round(found["pauc"], 2), "duplicate": round(found["duplicate"], 2), "replies": sum(map(len, texts)),
             "turns": turns, "turns_alike": round(1 - moved / turns, 4), "replies_kept": round(kept / max(1, sum(map(len, base))), 4),
-            "context_tokens": int(stream.cache.lengths[0]), "re_encoded": stream.counts["re-encoded"],
-            "frames_forgotten": stream.counts["forgotten"],
+            "context_tokens_at_the_end": counts["context"], "re_encoded": counts["re-encoded"], "frames_forgotten": counts["forgotten"],
         }  # fmt: skip
     return out
 
@@ -78,7 +81,7 @@ def flat(watcher: Watcher, records: list[dict], interval: float, limit: int, tur
     seconds: list[float] = []
     memory: list[int] = []
     each = sum(bool(t.frames) for r in records for t in watcher.evaluator.dialogue(r, interval).turns)
-    watcher.watch(records * -(-turns // each), interval, limit, seconds, memory)
+    watcher.watch(records * -(-turns // each), interval, limit, True, seconds, memory)
     parts = np.array_split(np.array(seconds[:turns]), blocks)
     means = [1000 * float(part.mean()) for part in parts]
     return {
@@ -97,7 +100,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--domain", default="EGO")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--limits", default="4096,2048,1024,512,256")
+    parser.add_argument("--limits", default="1024,768,512,384,256")
     parser.add_argument("--turns", type=int, default=4000)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -111,7 +114,8 @@ def main() -> None:
     out = {
         "profile": profile.name, "model": args.model, "seed": seed, "domain": args.domain, "videos": len(records),
         "hardware": hardware, "date": date.today().isoformat(), "torch": torch.__version__,
-        "limits": compare(watcher, records, interval, limits),
+        "each_video_a_stream": compare(watcher, records, interval, limits, joined=False),
+        "one_stream_without_end": compare(watcher, records, interval, limits, joined=True),
         "flat": flat(watcher, records, interval, min(limits), args.turns),
     }  # fmt: skip
     text = json.dumps(out, indent=1)
