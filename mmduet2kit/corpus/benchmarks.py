@@ -45,10 +45,11 @@ def streamingbench(folder: Path):
             with open(path, newline="", encoding="utf-8-sig", errors="replace") as lines:
                 rows = [(row, row.get("question_id") or "", None) for row in csv.DictReader(lines)]
         else:
-            rows = [(one, "", group["video_path"]) for group in _json(path) for one in group["questions"]]
+            rows = [(one, "", group.get("video_path")) for group in _json(path) if isinstance(group, dict)
+                    for one in (group["questions"] if isinstance(group.get("questions"), list) else [group])]
         for number, (row, name, video) in enumerate(rows):
             def make(row=row, name=name, video=video, number=number):
-                if video is None:  # <category>_sample_<n>_<question>, <category>_<n>_<question>
+                if video is None and name:  # <category>_sample_<n>_<question>, <category>_<n>_<question>
                     sample = name.rsplit("_", 2)[1]
                     found = sorted(folder.glob(f"**/sample_{int(sample)}/*.mp4"))
                     video = str(found[0].relative_to(folder)) if found else f"sample_{sample}/video.mp4"
@@ -72,7 +73,7 @@ def mmduet2_data(folder: Path):
             def make(row=row, interval=float(every[1]) if every else 2.0, name=path.stem):
                 return released_dialogue(row, interval, name)
 
-            yield str(row.get("metadata", {}).get("video_id", "")) if isinstance(row, dict) else "", make
+            yield "", make
 
 
 def released_dialogue(row: dict, interval: float, corpus: str) -> Dialogue:

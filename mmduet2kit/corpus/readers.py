@@ -64,15 +64,26 @@ FACTS = yaml.safe_load(Path(__file__).with_name("readers.yaml").read_text())
 READERS: dict[str, Reader] = {}
 
 
+WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, RecursionError, OverflowError)  # what a bad record raises
+
+
 def reader(name: str):
     """Register a function (folder) -> iterator of raw (id, make): `make()` gives the Clip or raises what a bad record raises."""
     def register(rows: Callable[[Path], Iterator[tuple[str, Callable[[], Clip | None]]]]):
         def read(folder: Path) -> Iterator[Clip | Bad]:
-            for number, (identity, make) in enumerate(rows(Path(folder)), 1):
+            found, number = rows(Path(folder)), 0
+            while True:
+                number += 1
+                try:
+                    identity, make = next(found)
+                except StopIteration:
+                    return
+                except WRONG as error:
+                    raise UserError(f"{folder} is laid out otherwise than {name} ({type(error).__name__}: {error}): see `mmduet2 data check`.") from None
                 try:
                     clip = make()
-                except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-                    yield Bad(identity or f"record {number}", f"{type(error).__name__}: {error}")
+                except WRONG as error:
+                    yield Bad(str(identity)[:80] or f"record {number}", f"{type(error).__name__}: {error}"[:200])
                 else:
                     if clip is not None:
                         yield clip
