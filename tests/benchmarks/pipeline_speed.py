@@ -48,10 +48,13 @@ def film(world, out: Path, number: int) -> None:
     write_video(out / "videos" / "sft" / f"{video.name}.mp4", (p.repeat(2, 0).repeat(4, 1) for p in draw(world, video)), world.fps)
 
 
-def searched(look, source: Path, out: Path, stored: float, tokens: int, clip) -> dict:
+LOOK = pipeline.look
+
+
+def searched(source: Path, out: Path, stored: float, tokens: int, clip) -> dict:
     """`pipeline.look`, with the search for cuts that videos without annotations need."""
     pipeline.cuts(pipeline.frames(source / clip.video, pipeline.LOOK_S, max_tokens=8))
-    return look(source, out, stored, tokens, clip)
+    return LOOK(source, out, stored, tokens, clip)
 
 
 def build(profile, source: Path, out: Path, count: int) -> dict:
@@ -88,7 +91,7 @@ def main() -> None:
         profile = load_profile(str(source / "speed.yaml"))
         side_by_side(partial(film, profile.world, source), range(args.videos), cores())
         write_json(source / "scenes" / "sft.json", [annotate(plan(profile.world, "sft", "train_web", k), "sft") for k in range(args.videos)])
-        pipeline.look = partial(searched, pipeline.look)
+        pipeline.look = searched
         for name, count in (("quarter", max(1, args.videos // 4)), ("all", args.videos)):
             out[name] = build(profile, source, source / name, count)
             print(name, json.dumps(out[name]), file=sys.stderr, flush=True)
