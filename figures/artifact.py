@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 from mmduet2kit.errors import UserError
 from mmduet2kit.manifest import pins

@@ -8,6 +8,7 @@ from mmduet2kit.files import read_csv, read_json, write_csv
 from mmduet2kit.profile import Profile
 
 DOMAINS = ("WEB", "EGO", "TV", "VAD")
+FORMS = {"turns": "sft", "frames": "sft-frames"}  # chat format: the model that is trained in it
 SUMS = "spans pauc_sum dup_spans dup_sum multi_spans reply_turns correct lucky latency_sum latency_n".split()
 COLUMNS = {
     "table2": "model domain seed pauc duplicate reply_turns latency_s quantum_s lucky_share correct spans multi_spans "
@@ -64,7 +65,7 @@ class Tables:
                 self._watched(7, model, test, DOMAINS[:2], keys)
         if self.profile.ablation.no_reply_weights:
             self._silence(fine, coarse)
-        for form, model in (("turns", "sft"), ("frames", "sft-frames")):
+        for form, model in FORMS.items():
             self._watched("formats", model, fine, DOMAINS[:2], {"chat_form": form})
         self._time_formats()
         self.rows["table3"] += (row | part for row, part in self._extra("speed", "threshold", "rl"))
@@ -100,7 +101,7 @@ class Tables:
     def _time_formats(self) -> None:
         """Milliseconds a turn of both chat formats, one stream at a time, beside the PAUC of the domain that was timed (WEB)."""
         for row in self.rows["formats"]:
-            found = dict(self._runs("sft" if row["chat_form"] == "turns" else "sft-frames"))[row["seed"]]
+            found = dict(self._runs(FORMS[row["chat_form"]]))[row["seed"]]
             for name, column in (("speed", "ms_per_turn"), ("ahead", "ms_per_turn_ahead")):
                 if row["domain"] == DOMAINS[0] and name in found:
                     row[column] = 1000 * found[name]["wall_s"] / found[name]["decisions"]

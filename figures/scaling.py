@@ -1,6 +1,6 @@
 """The README's scaling page: GB and hours a stage of the profile `paper` on 1, 8 and 16 GPUs, by the cost model (cost.py)."""
 
-from cost import ASSUMED_MFU, VIDEO_S, Speed, flops, hours, plans, speed, tokens_of
+from cost import ASSUMED_MFU, PEAK, VIDEO_S, Speed, flops, hours, plans, speed, tokens_of
 from mmduet2kit.profile import Profile, load_profile
 
 GPUS = (1, 8, 16)
@@ -29,7 +29,7 @@ def page(profile: Profile | None = None, fast: Speed | None = None) -> str:
             lines.append(f"| {what}, {tokens} tokens: {plan} | " + " | ".join(f"{plans(profile, n, tokens, frozen)[plan]:.0f}" for n in GPUS) + " |")
     tokens, frames = tokens_of(profile, VIDEO_S)
     work = profile.sft.steps * profile.sft.batch * flops(profile, tokens, frames, profile.sft.freeze_vision)["useful"]
-    used = work / (THEIRS["sft"][0] * THEIRS["sft"][1] * 3600 * fast.peak)
+    used = work / (THEIRS["sft"][0] * THEIRS["sft"][1] * 3600 * PEAK)
     side = 28 * 28 * 3 * profile.video.visual_tokens / 1e9
     stored = {every: VIDEOS * VIDEO_S / every * side for every in profile.video.intervals}
     more = {n: hours(ten, n, fast)["sft"]["hours"] for n in GPUS}

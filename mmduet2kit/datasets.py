@@ -65,7 +65,7 @@ def check(folder: Path | None, corpus: str | None) -> None:
         if isinstance(one, Bad):
             reasons[one.reason] += 1
         else:
-            video = one.video if isinstance(one, Clip) else one["video"] if isinstance(one, dict) else one.video
+            video = one["video"] if isinstance(one, dict) else one.video
             there += (folder / video).exists()
             counts["scenes"] += len(one.scenes) if isinstance(one, Clip) else 0
             counts["sentences"] += len(one.speech) if isinstance(one, Clip) else 0
@@ -80,6 +80,9 @@ def build_dataset(args) -> None:
     index, _, count = args.shard.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UserError(f"--shard {args.shard!r}: give this machine's number and how many there are, from 0/4 to 3/4.")
+    if args.corpus and READERS[args.corpus].gives != "clips":
+        raise UserError(f"{args.corpus} holds {READERS[args.corpus].gives}, of which no dataset is built: choose from "
+                        f"{', '.join(name for name, one in READERS.items() if one.gives == 'clips')}.")
     if not (args.folder and args.folder.is_dir() and args.out):
         raise UserError(f"{args.folder}: give a folder of videos that is there, and --out, the dataset's folder.")
     profile = load_profile(args.profile)

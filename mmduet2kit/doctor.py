@@ -10,7 +10,6 @@ from pathlib import Path
 
 from .corpus.build import Dataset
 from .errors import UserError
-from .files import read_json
 from .manifest import attention_for, pins, read_manifest, versions
 from .profile import Profile, add_profile_arguments, load_profile
 from .report import STUDY, TINY  # it makes the modules of figures/ importable

@@ -43,7 +43,8 @@ class StreamEngine:
              heard: Callable | None = None) -> list[list[Spoken]]:  # fmt: skip
         """Every session `copies` times, one after another: what was said at each turn with frames.
 
-        `heard(row, what it said so far)` is called after each turn. The copies share the cache of the start and all frames' vision features.
+        `heard(row, what it said so far)` is called after each turn. The copies share the cache of the start and all frames'
+        vision features.
         """
         stream = Stream(self.model, encoder, self.image_processor, len(sessions), **self.options)
         features = [stream.see(session.frames) for session in sessions]

@@ -61,10 +61,9 @@ def processes(command: Sequence[str], world: int = 1, gpus: int = 0) -> list[tup
 
     world: ranks on CPUs (see `places`); with `gpus` a machine, a training has one rank a GPU instead, on all machines.
     """
-    kit = ["-m", "mmduet2kit", *command]
+    kit, alone = ["-m", "mmduet2kit", *command], "--threshold" in command  # its loss goes past DDP
     if not gpus or command[0] not in TRAININGS:
-        return [([sys.executable, *kit], place) for place in places(world)]
-    alone = "--threshold" in command  # its loss goes past DDP
+        return [([sys.executable, *kit], place) for place in places(1 if alone else world)]
     machines, gpus = ([""], 1) if alone else (hosts() or [""], gpus)
     count = gpus * len(machines)
     line = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count), "--num_machines", str(len(machines)),

@@ -13,6 +13,7 @@ from . import __version__
 from .errors import UserError
 from .files import read_json
 
+
 def pins() -> dict[str, dict[str, str]]:
     """The exact versions in pyproject.toml: {"core": {name: version}, "gpu": {...}, ...}."""
     project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
@@ -71,5 +72,6 @@ def describe(profile) -> dict:
         "commit": _said("git rev-parse HEAD"), "dirty": bool(_said("git status --porcelain")),
         "profile": profile.name, "profile_hash": profile.hash(), "seeds": list(profile.seeds),
         "python": platform.python_version(), "platform": platform.platform(), "cpu": cpu, "cores": cores(),
-        "set_up_minutes": set_up_minutes(), "gpu": gpu, "attention": attention_for(profile.model.attention), "versions": versions(), "settings": profile.model_dump(mode="json"),
+        "set_up_minutes": set_up_minutes(), "gpu": gpu, "attention": attention_for(profile.model.attention),
+        "versions": versions(), "settings": profile.model_dump(mode="json"),
     }

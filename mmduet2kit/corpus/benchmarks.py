@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from ..dialogue import Dialogue, from_sft_row
-from .readers import _json, files, reader, seconds
+from .readers import _json, files, named, reader, seconds
 
 FORCED = re.compile(r"^I must reply( now)?\.\n")  # upstream: a prefix that SFT masks and inference forces; no part of the reply
 
@@ -27,7 +27,7 @@ def proactivevideoqa(folder: Path):
                 return {"video": str(place), "question_id": str(row["question_id"]), "domain": domain, "duration": seconds(row["duration"]),
                         "conversation": said, "answer": answers}  # fmt: skip
 
-            yield str(row.get("question_id", "")) if isinstance(row, dict) else "", make
+            yield named(row, "question_id"), make
 
 
 def _pair(times) -> list[float]:

@@ -79,14 +79,19 @@ def read_index(folder: Path) -> dict:
     return read_json(folder / "frames.json")
 
 
+def made_by(settings: dict) -> str:
+    """Digest of what data is made by: settings and the code of this folder."""
+    source = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return sha256_text(json.dumps(settings, sort_keys=True) + source)
+
+
 def build(profile: Profile, folder: Path, progress: Callable[[str], Progress]) -> Dataset:
     """Make, decode and annotate everything a run needs under `folder`; resumable, the same bytes for the same profile.
 
     Training reads only the MP4 files and `scenes/*.json`; the onsets' folder is not opened here.
     """
     sections = {name: getattr(profile, name).model_dump(mode="json") for name in ("world", "video", "dialogue")}
-    source = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
-    made_for(folder, sha256_text(json.dumps(sections | {"segment": profile.rl.segment_turns}, sort_keys=True) + source))
+    made_for(folder, made_by(sections | {"segment": profile.rl.segment_turns}))
     make_films(profile, folder, profile.parallel, progress("filming"))
     stored = min(profile.video.intervals)
     ledger = FilterLedger()

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..files import STAMP, read_json, read_jsonl, sha256_text, write_atomic, wri
 from ..profile import Profile
 from ..progress import side_by_side
 from .annotate import Annotator, Scene
-from .build import SEGMENTS
+from .build import SEGMENTS, made_by
 from .dialogues import benchmark_record, build_dialogue, build_segments, frame_count
 from .gates import Limits, gate
 from .readers import Bad, Clip
@@ -45,10 +45,11 @@ class Plan:
     annotator: str
     shares: tuple[float, float, float] = (0.04, 0.01, 0.02)
 
+    @cached_property
     def key(self) -> str:
+        """What every shard is made by, its clips apart."""
         sections = {name: getattr(self.profile, name).model_dump(mode="json") for name in ("video", "dialogue")}
-        code = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
-        return sha256_text(json.dumps([sections, self.profile.rl.segment_turns, self.annotator, self.shares], sort_keys=True) + code)
+        return made_by(sections | {"segment": self.profile.rl.segment_turns, "annotator": self.annotator, "shares": self.shares})
 
     def split(self, video: str) -> str:
         """Where a video's clips go, by its name alone: the same on every machine and in every build."""
@@ -73,7 +74,7 @@ def own_videos(folder: Path, domain: str) -> Iterator[Clip | Bad]:
 
 
 def look(source: Path, out: Path, stored: float, tokens: int, clip: Clip) -> dict:
-    """Decode a clip and find its scenes: {"cache", "duration", "spans": [(start, end, speech, note)], "said"}, or {"error"}."""
+    """Decode a clip and find its scenes: {"cache", "duration", "spans": [(start, end, speech, note)]}, or {"error"}."""
     path = source / clip.video
     try:
         cache, pictures = cached_frames(path, stored, tokens, out / "frames")
@@ -92,15 +93,14 @@ def look(source: Path, out: Path, stored: float, tokens: int, clip: Clip) -> dic
         else:
             marks = [mark - clip.start for mark in cuts(frames(path, LOOK_S, max_tokens=8))]
             spans = [(a, b, "", "") for a, b, _ in evened((a, b, "") for a, b in between(marks, duration))]
-        return {"cache": cache.name, "first": first, "duration": duration, "spans": spans, "said": said}
+        return {"cache": cache.name, "first": first, "duration": duration, "spans": spans}
     except (UserError, OSError) as error:
         return {"error": str(error)}
 
 
-def annotate(plan: Plan, annotator: Annotator, judge, out: Path, clip: Clip, seen: dict, ledger: FilterLedger) -> dict | None:
+def annotate(plan: Plan, annotator: Annotator, judge, pictures: np.ndarray, clip: Clip, seen: dict, ledger: FilterLedger) -> dict | None:
     """A clip's record: scenes with captions, questions with answers, through the gates; None where nothing is left."""
-    pictures, stored = np.load(out / "frames" / seen["cache"], mmap_mode="r"), min(plan.profile.video.intervals)
-    scenes = []
+    stored, scenes = min(plan.profile.video.intervals), []
     for start, end, said, note in seen["spans"]:
         shown = pictures[seen["first"] + int(start / stored) : seen["first"] + max(int(start / stored) + 1, frame_count(end, stored))]
         caption = annotator.caption(Scene(np.asarray(shown), said, note))
@@ -125,10 +125,40 @@ def offline(clip: Clip, seen: dict, stored: float) -> list[Dialogue]:
             for k, (question, answer) in enumerate(clip.qa)]  # fmt: skip
 
 
+def file_names(plan: Plan) -> list[str]:
+    """The JSONL files of a shard, without their endings; each is there, if empty."""
+    at = [f"{kind}_{every:g}s" for kind in ("sft", "rl") for every in sorted(set(plan.profile.video.intervals))]
+    return [*at, "offline_sft", "dev", "test", *(f"scenes_{split}" for split in ("sft", "rl", "dev", "test"))]
+
+
+def clip_rows(plan: Plan, annotator: Annotator, judge, pictures: np.ndarray, clip: Clip, seen: dict) -> tuple[dict[str, list[dict]], FilterLedger]:
+    """What a clip gives to each of a shard's files, by name, and what of it was left out."""
+    profile, ledger = plan.profile, FilterLedger()
+    if clip.qa:
+        return {"offline_sft": [*map(to_sft_row, offline(clip, seen, min(profile.video.intervals)))]}, ledger
+    record = annotate(plan, annotator, judge, pictures, clip, seen, ledger)
+    if record is None:
+        return {}, ledger
+    split, rng = plan.split(clip.video), np.random.default_rng((profile.world.seed, *clip.id.encode()))
+    rows: dict[str, list[dict]] = {f"scenes_{split}": [record]}
+    if split in ("dev", "test"):
+        return rows | {split: [benchmark_record(record, rng, ("any",)) | {"domain": clip.domain.upper()}]}, ledger
+    for every in sorted(set(profile.video.intervals)):
+        dialogue = build_dialogue(profile, record, rng, every, annotator.summary)
+        spoken = any(turn.reply not in (None, NO_REPLY) for turn in dialogue.turns)
+        if split == "sft" and ledger.check("SFT dialogue has an answer", dialogue.id, spoken, "no answer fits"):
+            rows[f"sft_{every:g}s"] = [to_sft_row(dialogue)]
+        if split == "rl":
+            segments = build_segments(profile, dialogue, rng, SEGMENTS)
+            if ledger.check("RL video has a segment", clip.id, bool(segments), "no gold span fits a segment"):
+                rows[f"rl_{every:g}s"] = [*map(to_rl_row, segments)]
+    return rows, ledger
+
+
 def shard_folder(plan: Plan, source: Path, out: Path, number: int, clips: Sequence[Clip | Bad]) -> Path:
     """Where a shard lies; the name says what it is made from."""
     sizes = [(source / c.video).stat().st_size if isinstance(c, Clip) and (source / c.video).is_file() else -1 for c in clips]
-    key = sha256_text(plan.key() + json.dumps([[asdict(c) for c in clips], sizes], sort_keys=True))
+    key = sha256_text(plan.key + json.dumps([[asdict(c) for c in clips], sizes], sort_keys=True))
     return out / "shards" / f"{number:06d}-{key[:16]}"
 
 
@@ -139,14 +169,15 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
     good = [c for c in clips if ledger.check("record can be read", c.id, isinstance(c, Clip), getattr(c, "reason", ""))]
     found = side_by_side(partial(look, source, out, stored, video.visual_tokens), good, workers)
     usable = [(c, one) for c, one in zip(good, found) if ledger.check("video decodes", c.id, "error" not in one, one.get("error", ""))]
-    threads = ThreadPoolExecutor(getattr(annotator, "parallel", 1))
-    ledgers = [FilterLedger() for _ in usable]
-    with threads:
-        made = list(threads.map(lambda work: annotate(plan, annotator, judge, out, work[0][0], work[0][1], work[1]) if not work[0][0].qa else None,
-                                zip(usable, ledgers)))  # fmt: skip
-    for one in ledgers:
+    # Opened here: a numpy header is read by Python's ast, which CPython 3.11.7 does not keep apart between threads.
+    pictures = [np.load(out / "frames" / one["cache"], mmap_mode="r") for _, one in usable]
+    with ThreadPoolExecutor(getattr(annotator, "parallel", 1)) as threads:
+        made = list(threads.map(partial(clip_rows, plan, annotator, judge), pictures, *zip(*usable)))
+    rows: dict[str, list[dict]] = {name: [] for name in file_names(plan)}
+    for some, one in made:
         ledger.add(one.rows())
-    rows = _rows(plan, annotator, usable, made, ledger)
+        for name, more in some.items():
+            rows[name] += more
     partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial_folder, ignore_errors=True)
     for name, some in rows.items():
@@ -154,33 +185,6 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
     write_json(partial_folder / "frames.json", {stretch(c): {"cache": one["cache"], "first": one["first"]} for c, one in usable})
     write_json(partial_folder / "ledger.json", ledger.rows())
     os.replace(partial_folder, folder)
-
-
-def _rows(plan: Plan, annotator: Annotator, usable: list, made: list, ledger: FilterLedger) -> dict[str, list[dict]]:
-    """What a shard's files hold, by name."""
-    profile = plan.profile
-    names = [f"{kind}_{every:g}s" for kind in ("sft", "rl") for every in sorted(set(profile.video.intervals))]
-    rows: dict[str, list[dict]] = {name: [] for name in (*names, "offline_sft", "dev", "test", *(f"scenes_{s}" for s in ("sft", "rl", "dev", "test")))}
-    for (clip, seen), record in zip(usable, made, strict=True):
-        if clip.qa:
-            rows["offline_sft"] += map(to_sft_row, offline(clip, seen, min(profile.video.intervals)))
-        if record is None:
-            continue
-        split, rng = plan.split(clip.video), np.random.default_rng((profile.world.seed, *clip.id.encode()))
-        rows[f"scenes_{split}"].append(record)
-        if split in ("dev", "test"):
-            rows[split].append(benchmark_record(record, rng, ("any",)) | {"domain": clip.domain.upper()})
-            continue
-        for every in sorted(set(profile.video.intervals)):
-            dialogue = build_dialogue(profile, record, rng, every, annotator.summary)
-            spoken = any(turn.reply not in (None, NO_REPLY) for turn in dialogue.turns)
-            if split == "sft" and ledger.check("SFT dialogue has an answer", dialogue.id, spoken, "no answer fits"):
-                rows[f"sft_{every:g}s"].append(to_sft_row(dialogue))
-            if split == "rl":
-                segments = build_segments(profile, dialogue, rng, SEGMENTS)
-                if ledger.check("RL video has a segment", clip.id, bool(segments), "no gold span fits a segment"):
-                    rows[f"rl_{every:g}s"] += map(to_rl_row, segments)
-    return rows
 
 
 def build_corpus(plan: Plan, annotator: Annotator, judge, clips: Iterable[Clip | Bad], source: Path, out: Path, *, part: tuple[int, int] = (0, 1),

@@ -1,7 +1,7 @@
 """Public corpora, from their own published files, as clips: where the video is, its scenes, what is said in it, questions on it.
 
-readers.yaml says what each was written from and how far that could be seen. Nothing is downloaded: `folder` is where the user has put the corpus.
-A record that cannot be read is yielded as `Bad`, with its reason, for the ledger; it stops nothing.
+readers.yaml says what each was written from and how far that could be seen. Nothing is downloaded: `folder` is where the user
+has put the corpus. A record that cannot be read is yielded as `Bad`, with its reason, for the ledger; it stops nothing.
 """
 
 import csv
@@ -56,14 +56,13 @@ class Reader:
     files: str  # what of the corpus is read
     source: str  # what the reader was written from
     seen: str  # SEEN, DOCUMENTED or UNVERIFIED
+    gives: str  # clips, of which datasets are built; records of a benchmark; or whole dialogues
     licence: str
     access: str
 
 
 FACTS = yaml.safe_load(Path(__file__).with_name("readers.yaml").read_text())
 READERS: dict[str, Reader] = {}
-
-
 WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, RecursionError, OverflowError)  # what a bad record raises
 
 
@@ -119,6 +118,11 @@ def first(some: Iterable, what: str):
     for one in some:
         return one
     raise ValueError(f"no {what}")
+
+
+def named(row, key: str) -> str:
+    """What a record calls itself; nothing where it is none."""
+    return str(row.get(key, "")) if isinstance(row, dict) else ""
 
 
 def seconds(value) -> float:
@@ -197,7 +201,7 @@ def ego_exo4d(folder: Path):
                 return Clip(entry["take_name"], "ego-exo4d", _ego(takes, entry["take_uid"]), "ego", scenes=tuple(sorted(steps)),
                             title=entry.get("scenario", ""))  # fmt: skip
 
-            yield str(entry.get("take_name", "")) if isinstance(entry, dict) else "", make
+            yield named(entry, "take_name"), make
 
 
 @reader("egoexolearn")
@@ -225,7 +229,7 @@ def llava_video(folder: Path):
                 pairs = tuple((q, a) for (who, q), (other, a) in zip(said[::2], said[1::2], strict=True) if (who, other) == ("human", "gpt"))
                 return Clip(str(row["id"]), "llava-video", str(path.parent.relative_to(folder) / row["video"]), "offline", qa=pairs)
 
-            yield str(row.get("id", "")) if isinstance(row, dict) else "", make
+            yield named(row, "id"), make
 
 
 @reader("tarsier2")
@@ -245,7 +249,7 @@ def tarsier2(folder: Path):
                 end = None if video.get("end_time") is None else seconds(video["end_time"])
                 return Clip(str(row["idx"]), "tarsier2", str(there), "offline", seconds(video.get("start_time", 0)), end, qa=((asked, said),))
 
-            yield str(row.get("idx", "")) if isinstance(row, dict) else "", make
+            yield named(row, "idx"), make
 
 
 def _parts(messages: list[dict], role: str) -> list[dict]:
@@ -262,4 +266,4 @@ def procedural(folder: Path):
                 scenes = tuple(span(s["start"], s["end"], s["caption"]) for s in row["scenes"])
                 return Clip(row["name"], "procedural", row["video"], "ego" if "ego" in row["domain"].lower() else "web", scenes=scenes)
 
-            yield str(row.get("name", "")) if isinstance(row, dict) else "", make
+            yield named(row, "name"), make

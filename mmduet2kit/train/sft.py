@@ -60,7 +60,8 @@ def train(
         model.threshold_head = nn.Linear(model.config.text_config.hidden_size, 1)
     collator = Collator(dialogues, dataset, processor, fit.no_reply_weight, decide, fit.jitter, form)
     lengths = [len(collator.encoder.encode(d).ids) for d in dialogues]
-    if fit.max_tokens and (fits := [k for k, length in enumerate(lengths) if length <= fit.max_tokens]) != [*range(len(lengths))]:
+    fits = [k for k, length in enumerate(lengths) if length <= (fit.max_tokens or length)]
+    if len(fits) < len(lengths):
         print(f"training on {len(fits)} of {len(lengths)} samples: the others are longer than max_tokens = {fit.max_tokens}")
         collator.dialogues, lengths = [dialogues[k] for k in fits], [lengths[k] for k in fits]
     order = schedule(len(lengths), fit.batch, fit.steps, seed, lengths if max(lengths) > 4 * min(lengths) else None)

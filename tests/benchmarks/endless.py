@@ -8,11 +8,9 @@ turn and the memory, block by block. Prints JSON.
 
 import argparse
 import json
-import platform
 import resource
 import time
 from collections import Counter
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +19,11 @@ import torch
 from mmduet2kit.corpus.build import Dataset
 from mmduet2kit.dialogue import NO_REPLY
 from mmduet2kit.evaluate import Evaluator, Watched, pooled
-from mmduet2kit.manifest import cores
 from mmduet2kit.model import encoder_for, load
 from mmduet2kit.profile import load_profile
 from mmduet2kit.stream import Greedy, Stream
+
+import told
 
 
 class Watcher:
@@ -110,18 +109,15 @@ def main() -> None:
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     watcher, limits = Watcher(profile, model, processor), [int(limit) for limit in args.limits.split(",")]
     records, interval = watcher.evaluator.records(args.split, args.domain), profile.video.test_interval
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {cores()} cores"
     out = {
         "profile": profile.name, "model": args.model, "seed": seed, "domain": args.domain, "videos": len(records),
-        "hardware": hardware, "date": date.today().isoformat(), "torch": torch.__version__,
+        **told.head(),
         "each_video_a_stream": compare(watcher, records, interval, limits, joined=False),
         "one_stream_without_end": compare(watcher, records, interval, limits, joined=True),
         "flat": flat(watcher, records, interval, min(limits), args.turns),
     }  # fmt: skip
-    text = json.dumps(out, indent=1)
-    if args.out:
-        args.out.write_text(text + "\n")
-    print(text)
+    told.write(out, args.out)
+    print(json.dumps(out, indent=1))
 
 
 if __name__ == "__main__":

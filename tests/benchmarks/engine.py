@@ -11,10 +11,8 @@ Weights are random (speed and memory are real; what is said is scripted). With a
 
 import argparse
 import json
-import platform
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +20,11 @@ import torch
 
 from mmduet2kit.dialogue import Turn
 from mmduet2kit.engines import Session, StreamEngine
-from mmduet2kit.manifest import cores
 
 import sys  # isort: skip
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import told
 from played import FakeDataset, make_segments, make_tiny, random_dialogue, teach_silence
 from ways import START, Full, Generated, Kit, Released, Scripted, make, sync
 
@@ -249,8 +247,7 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if args.size == "3b" else torch.float32
-    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}, {cores()} cores"
-    out: dict = {"size": args.size, "hardware": hardware, "date": date.today().isoformat(), "torch": torch.__version__}
+    out: dict = {"size": args.size, **told.head()}
     out |= {"ceilings": ceilings()} if device == "cuda" else {}
     parts = {"a": lambda: part_a(args.size, device, dtype), "b": lambda: part_b(args.size, device, dtype), "c": part_c,
              "d": lambda: part_d(args.size, device, dtype), "n": lambda: part_n(args.size, device)}  # fmt: skip
@@ -260,10 +257,8 @@ def main() -> None:
         started = time.perf_counter()
         out[name] = parts[name]()
         print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr)
-        text = json.dumps(out, indent=1)
-        if args.out:
-            args.out.write_text(text + "\n")
-    print(text)
+        told.write(out, args.out)
+    print(json.dumps(out, indent=1))
 
 
 if __name__ == "__main__":

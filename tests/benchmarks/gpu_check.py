@@ -12,10 +12,8 @@ The README's scaling page and `mmduet2 doctor` read tests/benchmarks/results/gpu
 
 import argparse
 import json
-import platform
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,6 @@ import torch
 
 from mmduet2kit.dialogue import NO_REPLY, Dialogue, Gold, Segment, Turn
 from mmduet2kit.files import read_csv
-from mmduet2kit.manifest import cores
 from mmduet2kit.model import make_processor, save
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train import grpo, rollout, sft
@@ -34,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "figures"))
 import cost
 import engine
+import told
 from ways import PICTURES, Scripted, make
 
 SAYS = "A red circle comes in from the left side. "
@@ -190,9 +188,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     device, big = ("cuda" if torch.cuda.is_available() else "cpu"), args.size == "3b"
-    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {cores()} cores"
     ceilings = engine.ceilings() if device == "cuda" else {}
-    out: dict = {"size": args.size, "hardware": hardware, "date": date.today().isoformat(), "torch": torch.__version__, "ceilings": ceilings}
+    out: dict = {"size": args.size, **told.head(), "ceilings": ceilings}
     dtype, kind = (torch.bfloat16, "bfloat16") if big else (torch.float32, "float32")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
@@ -210,8 +207,7 @@ def main() -> None:
             started = time.perf_counter()
             out[label] = go()
             print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-            if args.out:
-                args.out.write_text(json.dumps(out, indent=1) + "\n")
+            told.write(out, args.out)
     print(json.dumps(out, indent=1))
 
 

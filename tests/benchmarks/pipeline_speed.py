@@ -8,15 +8,12 @@ of the processes at a quarter of the videos and at all of them.
 
 import argparse
 import json
-import platform
 import resource
 import sys
 import tempfile
 import time
-from datetime import date
 from functools import partial
 from pathlib import Path
-
 
 from mmduet2kit.chat import ChatEncoder
 from mmduet2kit.corpus import pipeline
@@ -31,6 +28,8 @@ from mmduet2kit.model import train_tokenizer
 from mmduet2kit.profile import load_profile
 from mmduet2kit.progress import side_by_side
 from mmduet2kit.score import get_judge
+
+import told
 
 SECONDS, FPS, VIDEOS = 90, 8, 52_000
 SETTINGS = """
@@ -84,7 +83,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=60)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    out: dict = {"hardware": f"{platform.machine()}, {cores()} cores", "date": date.today().isoformat(), "video": f"{SECONDS} s, 448 x 224, {FPS} fps"}
+    out: dict = {**told.head(), "video": f"{SECONDS} s, 448 x 224, {FPS} fps"}
     with tempfile.TemporaryDirectory() as place:
         source = Path(place)
         (source / "speed.yaml").write_text(SETTINGS)
@@ -95,10 +94,8 @@ def main() -> None:
         for name, count in (("quarter", max(1, args.videos // 4)), ("all", args.videos)):
             out[name] = build(profile, source, source / name, count)
             print(name, json.dumps(out[name]), file=sys.stderr, flush=True)
-    text = json.dumps(out, indent=1)
-    if args.out:
-        args.out.write_text(text + "\n")
-    print(text)
+    told.write(out, args.out)
+    print(json.dumps(out, indent=1))
 
 
 if __name__ == "__main__":
