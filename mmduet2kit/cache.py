@@ -38,11 +38,14 @@ class RaggedCache:
     def begin(self, rows: torch.Tensor, counts: torch.Tensor, width: int, device: torch.device) -> torch.Tensor:
         """Announce `counts[i]` new tokens (of `width` slots, right-padded) for each row; returns the mask [R, 1, width, keys]."""
         start = self.lengths[rows]
-        self.rows, self.places = rows.to(device), (start[:, None] + torch.arange(width)).to(device)  # [R], [R, width]
-        self.keys = int((start + width).max())
+        places, (some, slots) = start[:, None] + torch.arange(width), (torch.arange(width) < counts[:, None]).nonzero(as_tuple=True)
+        # What is new stands at [some, :, slots]; the padding of short rows is written nowhere, or it might not fit.
+        self.rows, self.new = rows.to(device), (some.to(device), slots.to(device))
+        self.into = (rows[some].to(device), places[some, slots].to(device))
+        self.keys = int((start + counts).max())
         self.whole = len(rows) == len(self.lengths) and bool((rows == torch.arange(len(rows))).all())
         self.lengths[rows] = start + counts
-        return (torch.arange(self.keys, device=device) <= self.places[..., None])[:, None]
+        return (torch.arange(self.keys, device=device) <= places[..., None].to(device))[:, None]
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_) -> tuple[torch.Tensor, torch.Tensor]:
         """Store new keys and values [R, heads, width, dim]; return all of these rows' up to the longest."""
@@ -54,7 +57,7 @@ class RaggedCache:
         elif buffers[0].shape[2] < self.keys:
             buffers = self.buffers[layer] = [self._grown(old, key) for old in buffers]
         for buffer, new in zip(buffers, (key, value)):
-            buffer[self.rows[:, None], :, self.places] = new.transpose(1, 2)
+            buffer[self.into[0], :, self.into[1]] = new[self.new[0], :, self.new[1]]
             out.append(buffer[:, :, : self.keys] if self.whole else buffer[self.rows, :, : self.keys])
             self.copied += 0 if self.whole else out[-1].nbytes
         return out[0], out[1]

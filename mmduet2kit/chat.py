@@ -4,9 +4,11 @@ The text equals Qwen2.5-VL's own chat template byte for byte (a test compares th
 One image per frame, so that M-RoPE carries no absolute time and the clock is the number of frames (paper section 4.1).
 """
 
+from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from .corpus.video import SIDE
 from .dialogue import NO_REPLY, Dialogue, Turn
 
 IGNORE = -100
@@ -48,7 +50,7 @@ FORMS = ("turns", "frames")
 
 
 class ChatEncoder:
-    """Encodes dialogues for one tokenizer. `tokens_per_frame` is the number of visual tokens of every frame.
+    """Encodes dialogues for one tokenizer. `tokens_per_frame`: visual tokens of a frame; `of` gives the encoder for others.
 
     form: `turns`, the paper's (section 4.1), or `frames`, its Appendix A: the user's turn stays open, and where the model
     decides, the next token is `<|vision_start|>` (one more frame) or `<|im_end|>` (its own turn); silence adds no token.
@@ -66,9 +68,21 @@ class ChatEncoder:
             self.header = [self.im_end, *self.newline, *self.header]
         self.vision_start = ids["<|vision_start|>"]
         self.frame = [self.vision_start, *[self.image_pad] * tokens_per_frame, ids["<|vision_end|>"]]
-        self.silence = self.reply(NO_REPLY)
+        self.silence, self.sizes = self.reply(NO_REPLY), {tokens_per_frame: self}
         # A sampled vision token would crash the forward pass or, worse, drop all images silently (trl, transformers).
         self.never_sampled = [ids[name] for name in SPECIALS if name != "<|im_end|>"]
+
+    def of(self, frames) -> "ChatEncoder":
+        """The encoder for frames [N, H, W, 3] of this shape."""
+        return self.sized((frames.shape[1] // SIDE) * (frames.shape[2] // SIDE))
+
+    def sized(self, tokens: int) -> "ChatEncoder":
+        """The encoder for frames of so many visual tokens: videos of other shapes have other numbers."""
+        if tokens not in self.sizes:
+            other = self.sizes[tokens] = copy(self)
+            other.tokens_per_frame = tokens
+            other.frame = [self.vision_start, *[self.image_pad] * tokens, self.frame[-1]]
+        return self.sizes[tokens]
 
     @lru_cache(maxsize=65536)  # noqa: B019 - one encoder lives as long as its process
     def _words(self, text: str) -> tuple[int, ...]:

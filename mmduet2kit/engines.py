@@ -48,10 +48,12 @@ class StreamEngine:
         """
         stream = Stream(self.model, encoder, self.image_processor, len(sessions), **self.options)
         features = [stream.see(session.frames) for session in sessions]
-        if copies > 1:
+        if copies > 1 or any(session.before for session in sessions):
+            if stream.limit:
+                raise ValueError("a limit cannot be kept over a history that was fed as one: play it turn by turn, one copy each.")
             starts = [f[: s.before] for f, s in zip(features, sessions)]
             stream.feed(range(len(sessions)), [s.start for s in sessions], starts)
-            stream = stream.fork(copies)
+            stream = stream.fork(copies) if copies > 1 else stream
             features = [f[s.before :] for f, s in zip(features, sessions)]
         else:
             for row, session in enumerate(sessions):
@@ -68,7 +70,7 @@ class VLLMEngine:
 
     Log-probs are those of the contract: the temperature is in the final norm's weight, so vLLM samples at 1, and its raw
     log-probs are of softmax(logits / temperature) over the full vocabulary, before suppression and top-k. Sampling is keyed
-    as in the stream, though not the same numbers. NO REPLY is decoded like any reply. One GPU (or CPU) of this process.
+    as in the stream, though not the same numbers; greedy log-probs are at that temperature too. NO REPLY is decoded like any reply. One GPU (or CPU) of this process.
     memory: the share of a GPU that it may take. Between `rest` and `load` it holds none (GPU).
     """
 
@@ -104,6 +106,7 @@ class VLLMEngine:
     def load(self, weights) -> None:
         """New weights, (name, tensor) pairs with transformers' names; what was cached of the old ones goes. Wakes it."""
         if self.asleep:
+            torch.cuda.empty_cache()
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
         self.llm.apply_model(self._temper)
@@ -123,17 +126,19 @@ class VLLMEngine:
              decide: Callable | None = None, thresholds: float | Sequence[float] = 0.0,
              heard: Callable | None = None) -> list[list[Spoken]]:  # fmt: skip
         """As StreamEngine.play; a threshold model (`decide`) needs hidden states, which vLLM keeps to itself."""
+        if encoder.form != "turns":
+            raise UserError(f"vllm does not play the chat format {encoder.form!r}: use the engine stream.")
         if decide:
             raise UserError("a threshold model cannot be played by vllm, which gives no hidden states: use the engine stream.")
         from vllm import SamplingParams
 
-        if choose.temperature not in (1.0, self.temperature):
+        greedy = isinstance(choose, Greedy)
+        if not greedy and choose.temperature != self.temperature:
             raise UserError(f"this vllm engine was made for temperature {self.temperature:g}, not {choose.temperature:g}.")
         names = [[hashlib.blake2b(frame.tobytes(), digest_size=16).hexdigest() for frame in s.frames] for s in sessions]
         played = [(session, some) for session, some in zip(sessions, names) for _ in range(copies)]
         ids, used = [list(session.start) for session, _ in played], [session.before for session, _ in played]
         out: list[list[Spoken]] = [[] for _ in played]
-        greedy = isinstance(choose, Greedy)
         for number in range(max(len(session.turns) for session in sessions)):
             rows, prompts, params = [], [], []
             for row, (session, some) in enumerate(played):
@@ -165,6 +170,7 @@ class VLLMEngine:
                 out[row].append(spoken)
                 if heard:
                     heard(row, out[row])
+        self.counts.update(tokens=sum(map(len, ids)))
         return out
 
 

@@ -185,7 +185,7 @@ def choose_threshold(evaluator: Evaluator, out: Path, seed: int) -> float:
         records = evaluator.records("dev", domain, evaluator.profile.evaluate.dev_videos)
         many = [g for g in grid for _ in records]  # every threshold is one more session of the same batch
         interval = evaluator.profile.video.test_interval
-        scored = evaluator.score(evaluator.watch(records * len(grid), interval, 4 * len(records), many))
+        scored = evaluator.score(evaluator.watch(records * len(grid), interval, 2 * evaluator.profile.evaluate.batch, many))
         for k, g in enumerate(grid):
             mine = scored[k * len(records) : (k + 1) * len(records)]
             found = pooled(mine)
@@ -228,7 +228,7 @@ def run(args) -> None:
     weights = [dataset.key, *(sha256_file(path) for kind in ("*.safetensors", "*.pt") for path in sorted(folder.glob(kind)))]
     out = {"model": args.model, "seed": seed, "weights": weights, "proactive": []}
     if args.model == "threshold":
-        evaluator.head = load_head(folder, model.config.text_config.hidden_size).to(model.device)
+        evaluator.head = load_head(folder, model.config.text_config.hidden_size).to(model.device, model.dtype)
         evaluator.threshold = choose_threshold(evaluator, profile.results / f"threshold_sweep_seed{seed}.csv", seed)
         out["threshold"] = evaluator.threshold
     hidden = (dataset.folder / "onsets" / "test.json").is_file()  # real videos have none: latency stays empty

@@ -65,7 +65,7 @@ class Sampler:
 
 @dataclass
 class Heard:
-    """One user turn as a session remembers it: its text, its frames' features [n, tokens, hidden], the reply's ids."""
+    """One user turn as a session remembers it: its text, its frames' features (see `Stream.see`), the reply's ids."""
 
     text: str | None
     features: torch.Tensor | None
@@ -90,7 +90,6 @@ class Stream:
         self.start: list[list[int]] = [[] for _ in range(rows)]
         self.heard: list[list[Heard]] = [[] for _ in range(rows)]
         self.begun = [False] * rows  # format `frames`: is the user's turn open?
-        self.grid: tuple[int, int] | None = None  # rows and columns of tokens of a frame, known once one was seen
         self.counts: Counter = Counter()  # decisions, silent, accepted (silences verified ahead), forwards, forgotten
         self.replay: Replay | None = None
 
@@ -101,7 +100,7 @@ class Stream:
         other.cache, other.positions = self.cache.fork(copies), self.positions.repeat_interleave(copies)
         for name in ("pending", "start", "heard"):
             setattr(other, name, [list(one) for one in getattr(self, name) for _ in range(copies)])
-        other.grid, other.begun = self.grid, [one for one in self.begun for _ in range(copies)]
+        other.begun = [one for one in self.begun for _ in range(copies)]
         return other
 
     def begin(self, row: int, ids: Sequence[int]) -> None:
@@ -110,17 +109,16 @@ class Stream:
 
     @torch.no_grad()
     def see(self, frames: np.ndarray) -> torch.Tensor:
-        """Vision features of frames [N, H, W, 3]: [N, tokens, hidden]."""
+        """Vision features of frames [N, H, W, 3]: [N, H / 28, W / 28, hidden]; each video has its own shape."""
         values, grid = pixels(self.image_processor, frames, self.model.device)
         visual = self.model.model.visual
         features = visual(values.to(visual.dtype), grid_thw=grid.to(self.model.device)).pooler_output
-        self.grid = (int(grid[0, 1]) // 2, int(grid[0, 2]) // 2)
-        return features.view(len(frames), -1, features.shape[-1])
+        return features.view(len(frames), int(grid[0, 1]) // 2, int(grid[0, 2]) // 2, -1)
 
     @torch.no_grad()
     def feed(self, rows: Sequence[int], chunks: Sequence[list[int]], features: Sequence[torch.Tensor | None],
              last: int = 1) -> torch.Tensor:  # fmt: skip
-        """Append token chunks to sessions; `features[i]` [n, tokens, hidden] fills chunk i's image tokens in order.
+        """Append token chunks to sessions; `features[i]` (see `see`) fills chunk i's image tokens in order.
 
         Returns the hidden states after each chunk's `last` last tokens, [len(rows), last, hidden].
         """
@@ -130,7 +128,8 @@ class Stream:
         ids = torch.tensor([chunk + [self.encoder.im_end] * (width - len(chunk)) for chunk in chunks], device=device)
         relative, steps = torch.zeros(3, len(rows), width, dtype=torch.long), torch.zeros(len(rows), dtype=torch.long)
         for i, chunk in enumerate(chunks):
-            places, steps[i] = layout(tuple(chunk), self.encoder.image_pad, self.grid)
+            grid = None if features[i] is None else tuple(features[i].shape[1:3])
+            places, steps[i] = layout(tuple(chunk), self.encoder.image_pad, grid)
             relative[:, i, : len(chunk)] = places
         positions = (relative + self.positions[which][None, :, None]).to(device)
         self.positions[which] += steps
@@ -214,14 +213,16 @@ class Stream:
             decide, thresholds = self._own_turn, [0.5] * len(rows)
         ahead = [] if decide or not self.ahead else self.encoder.silence[:-1]
         for row, turn, frames in zip(rows, turns, features, strict=True):
-            self.pending[row] += self.encoder.user(turn, self.begun[row])
+            encoder = self.encoder.sized(frames.shape[1] * frames.shape[2]) if turn.frames else self.encoder
+            self.pending[row] += encoder.user(turn, self.begun[row])
             self.begun[row] = self.encoder.form == "frames"
             if self.limit:
                 self.heard[row].append(Heard(turn.text, frames if turn.frames else None))
             if turn.frames:
                 tail = ([] if decide else self.encoder.header) + ahead
-                if self.limit and int(self.cache.lengths[row]) + len(self.pending[row]) + len(tail) + max_new_tokens > self.limit:
-                    frames = self.forget(row, len(tail) + max_new_tokens)
+                reserve = len(self.encoder.header) + len(ahead) + max_new_tokens  # a header that follows a decision too
+                if self.limit and int(self.cache.lengths[row]) + len(self.pending[row]) + reserve > self.limit:
+                    frames = self.forget(row, reserve)
                 asked.append(row)
                 chunks.append(self.pending[row] + tail)
                 seen.append(frames)
@@ -264,10 +265,11 @@ class Stream:
 
         def ids(one: Heard, begun: bool = False) -> list[int]:
             frames = tuple(range(len(one.features))) if one.features is not None else ()
+            sized = encoder.sized(one.features.shape[1] * one.features.shape[2]) if frames else encoder
             if not frames and not one.text and one.reply in (None, silent):
                 return []
             said = [] if one.reply is None else encoder.header + one.reply + encoder.closing(one.reply)
-            return encoder.user(Turn(frames, one.text), begun) + said
+            return sized.user(Turn(frames, one.text), begun) + said
 
         sizes = [len(ids(one)) for one in turns]
         for k, one in enumerate(turns[:-1]):
@@ -294,7 +296,7 @@ class Stream:
         return torch.cat(frames) if frames else None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)  # of long chunks each is half a megabyte
 def layout(chunk: tuple[int, ...], image_pad: int, grid: tuple[int, int] | None) -> tuple[torch.Tensor, int]:
     """M-RoPE positions [3, n] of a token chunk starting at 0, and the position after it.
 
@@ -317,7 +319,7 @@ def run(stream: Stream, turns: Sequence[Sequence[Turn]], features: Sequence[torc
         heard: Callable[[int, list[Spoken]], None] | None = None) -> list[list[Spoken]]:  # fmt: skip
     """Play user turns to every session and let the model answer each turn that has frames.
 
-    `features[r]` [frames, tokens, hidden] are row r's frames in order. With `decide` (a threshold model's head on hidden
+    `features[r]` (see `Stream.see`) are row r's frames in order. With `decide` (a threshold model's head on hidden
     states) the score decides whether the model speaks (above `threshold`, one for all or one a row), and silence adds no
     token. `heard(row, what it said so far)` is called after each of its turns. Returns, for each row, one Spoken a turn with
     frames; text-only turns are read, not answered.

@@ -64,8 +64,8 @@ def teach_silence(model, processor, steps=60, form="turns"):
     return model.eval(), processor
 
 
-def frames_for(rng, dialogue):
-    return rng.integers(0, 255, (len(dialogue.frame_indices()), 56, 56, 3), dtype=np.uint8)
+def frames_for(rng, dialogue, shape=(56, 56)):
+    return rng.integers(0, 255, (len(dialogue.frame_indices()), *shape, 3), dtype=np.uint8)
 
 
 def full_logits(model, processor, ids, frames, image_pad):
@@ -79,15 +79,19 @@ def full_logits(model, processor, ids, frames, image_pad):
         ).logits[0]  # fmt: skip
 
 
-class FakeDataset:
-    """Random frames, the same for the same video and index."""
+SHAPES = [(56, 56), (56, 112), (112, 56)]  # two of them have the same number of tokens
 
-    key = "fake"
+
+class FakeDataset:
+    """Random frames, the same for the same video and index; of `shapes`, when a test sets more, a video has one."""
+
+    key, shapes = "fake", [(56, 56)]
 
     def frames(self, dialogue, indices=None):
         wanted = dialogue.frame_indices() if indices is None else indices
         seed = sum(dialogue.video.encode())
-        return np.stack([np.random.default_rng((seed, i)).integers(0, 255, (56, 56, 3), np.uint8) for i in wanted])
+        shape = (*self.shapes[seed % len(self.shapes)], 3)
+        return np.stack([np.random.default_rng((seed, i)).integers(0, 255, shape, np.uint8) for i in wanted])
 
 
 def make_segments(count=6):

@@ -8,6 +8,7 @@ from mmduet2kit.attention import WINDOWS, grouped_attention
 from mmduet2kit.cache import RaggedCache
 from mmduet2kit.chat import ChatEncoder
 from mmduet2kit.dialogue import NO_REPLY, PROACTIVE_SYSTEM, Dialogue, Turn
+from mmduet2kit.engines import Session, StreamEngine
 from mmduet2kit.errors import UserError
 from mmduet2kit.model import load, pixels
 from mmduet2kit.stream import Greedy, Sampler, Stream, run
@@ -208,3 +209,45 @@ def test_heads_that_share_keys_need_no_copies():
     wide = [one.repeat_interleave(3, dim=1) for one in (key, value)]
     theirs = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask, scale=0.4)
     assert torch.allclose(mine, theirs.transpose(1, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_limit_is_kept_by_every_row_of_a_batch(taciturn, graphs):
+    """A short row beside one that is encoded anew: its padding must not need room."""
+    model, processor = taciturn
+    encoder, rng = ChatEncoder(processor.tokenizer, 4), np.random.default_rng(3)
+    stream = Stream(model, encoder, processor.image_processor, 2, limit=300, graphs=graphs)
+    for row in range(2):
+        stream.begin(row, encoder.system("Answer."))
+    for k in range(60):
+        rows = [0, 1] if k % 3 else [0]
+        features = [stream.see(rng.integers(0, 255, (2, 56, 56, 3), dtype=np.uint8)) for _ in rows]
+        stream.turn(rows, [Turn((0, 1), None if k else "What?")] * len(rows), features, Sampler([(k, 0), (k, 1)], 1.0), 8)
+    assert stream.counts["re-encoded"] >= 2 and int(stream.cache.lengths.max()) <= 300
+    assert stream.cache.buffers[0][0].shape[2] <= 450  # growing by half; before, 664
+
+
+def test_a_limit_has_room_for_the_header_that_follows_a_decision(taciturn):
+    model, processor = taciturn
+    encoder, rng = ChatEncoder(processor.tokenizer, 4, "frames"), np.random.default_rng(3)
+    for limit in range(200, 215):
+        stream = Stream(model, encoder, processor.image_processor, 1, limit=limit, graphs=True)
+        stream._own_turn = lambda hidden: torch.ones(len(hidden))  # it speaks at every turn
+        stream.begin(0, encoder.system("Answer."))
+        for k in range(30):
+            frame = rng.integers(0, 255, (1, 56, 56, 3), dtype=np.uint8)
+            stream.turn([0], [Turn((0,), None if k else "What?")], [stream.see(frame)], Sampler([(limit, k)], 3.0), 12)
+        assert int(stream.cache.lengths[0]) <= limit
+
+
+def test_a_history_with_frames_plays_alike_alone_and_in_copies(taciturn):
+    model, processor = taciturn
+    encoder, rng = ChatEncoder(processor.tokenizer, 4), np.random.default_rng(4)
+    dialogue = random_dialogue(rng, 6, [NO_REPLY] * 6)
+    start = encoder.encode(Dialogue("d", "v", 2.0, dialogue.turns[:3])).ids
+    session = Session(start, frames_for(rng, dialogue), [Turn(turn.frames, turn.text) for turn in dialogue.turns[3:]])
+    engine = StreamEngine(model, processor.image_processor)
+    one, two = (engine.play(encoder, [session], Greedy(), 6, copies=copies)[0] for copies in (1, 2))
+    assert [said.ids for said in one] == [said.ids for said in two] and one
+    with pytest.raises(ValueError, match="history"):
+        StreamEngine(model, processor.image_processor, limit=200).play(encoder, [session], Greedy(), 6)

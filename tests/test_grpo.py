@@ -10,7 +10,7 @@ from mmduet2kit.profile import load_profile
 from mmduet2kit.train import grpo
 from mmduet2kit.train.common import Collator
 
-from played import FakeDataset, LengthJudge, make_segments
+from played import SHAPES, FakeDataset, LengthJudge, make_segments
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 
 
@@ -49,7 +49,9 @@ def rows(path: Path):
     return read_csv(path)
 
 
-def test_images_reach_the_forward_logprobs_agree_and_all_parameters_train(run_grpo, tmp_path):
+@pytest.mark.parametrize("shapes", [SHAPES[:1], SHAPES])
+def test_images_reach_the_forward_logprobs_agree_and_all_parameters_train(run_grpo, tmp_path, monkeypatch, shapes):
+    monkeypatch.setattr(FakeDataset, "shapes", shapes)
     calls, start = [], {}
 
     def spy(trainer):

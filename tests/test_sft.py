@@ -1,6 +1,7 @@
 """SFT over TRL with the kit's collator: it learns, resumes to the same losses, freezes what it should; the threshold head."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from mmduet2kit.files import read_csv
 from mmduet2kit.model import load
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train import sft
+from mmduet2kit.train.common import Collator
 
-from played import FakeDataset, dialogues
+from played import SHAPES, FakeDataset, dialogues
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 
 
@@ -37,6 +39,26 @@ def test_it_learns_and_keeps_the_vision_tower_frozen_but_not_the_aligner(run_sft
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any(".visual." in n and ".merger." not in n for n in moved)
     assert any(".visual.merger." in n for n in moved) and any(".language_model.layers.0" in n for n in moved)
+
+
+def test_videos_of_other_shapes_share_batches(tiny_model, monkeypatch):  # noqa: F811
+    """The loss of a batch is that of its samples alone, each with its own grid."""
+    monkeypatch.setattr(FakeDataset, "shapes", SHAPES)
+    model, processor = tiny_model
+    seen = [replace(d, video="abc"[k]) for k, d in enumerate(dialogues()[:3])]
+    collator = Collator(seen, FakeDataset(), processor)
+
+    @torch.no_grad()
+    def score(rows):
+        batch = collator([{"row": row} for row in rows])
+        batch.pop("weights")
+        labels = batch.pop("labels")[:, 1:]
+        logps = model(**batch).logits[:, :-1].log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
+        return [float(one[wanted != IGNORE].sum()) for one, wanted in zip(logps, labels)], batch["image_grid_thw"]
+
+    together, grids = score([0, 1, 2])
+    assert len({tuple(grid) for grid in grids.tolist()}) == 3
+    assert together == pytest.approx([score([row])[0][0] for row in range(3)], abs=1e-3)
 
 
 def test_a_resumed_run_repeats_the_losses(run_sft, monkeypatch):

@@ -8,7 +8,7 @@ from mmduet2kit.chat import ChatEncoder
 from mmduet2kit.dialogue import NO_REPLY
 from mmduet2kit.stream import Greedy, Sampler, Stream, layout, run
 
-from played import frames_for, full_logits, random_dialogue
+from played import SHAPES, frames_for, full_logits, random_dialogue
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 
 
@@ -29,13 +29,14 @@ def replay(encoder, dialogue, said, start):
     return ids, sampled
 
 
+@pytest.mark.parametrize("shapes", [SHAPES[:1] * 3, SHAPES])
 @pytest.mark.parametrize("sampling", [False, True])
-def test_ragged_stream_equals_full_forward(tiny_model, sampling):
+def test_ragged_stream_equals_full_forward(tiny_model, sampling, shapes):
     model, processor = tiny_model
     encoder = ChatEncoder(processor.tokenizer, 4)
     rng = np.random.default_rng(5)
     dialogues = [random_dialogue(rng, n) for n in (5, 2, 7)]
-    frames = [frames_for(rng, d) for d in dialogues]
+    frames = [frames_for(rng, d, shape) for d, shape in zip(dialogues, shapes)]
     stream = Stream(model, encoder, processor.image_processor, 3)
     for row in range(3):
         stream.pending[row] = encoder.system("Answer.")
@@ -43,7 +44,7 @@ def test_ragged_stream_equals_full_forward(tiny_model, sampling):
     choose = Sampler([(1, 2, 3, r) for r in range(3)], 1.3) if sampling else Greedy()
     said = run(stream, [d.turns for d in dialogues], features, choose, max_new_tokens=6)
     for d, f, s in zip(dialogues, frames, said):
-        ids, sampled = replay(encoder, d, s, encoder.system("Answer."))
+        ids, sampled = replay(encoder.of(f), d, s, encoder.system("Answer."))
         logits = full_logits(model, processor, ids, f, encoder.image_pad)
         logps = (logits / choose.temperature).log_softmax(-1)
         assert sampled

@@ -46,7 +46,8 @@ class Collator:
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         chosen = [self.dialogues[row["row"]] for row in rows]
-        encoded = [self.encoder.encode(d, self.no_reply_weight, silence=self.decide is None) for d in chosen]
+        frames = [self._jittered(self.dataset.frames(d), row.get("draw", 0)) for d, row in zip(chosen, rows)]
+        encoded = [self.encoder.of(f).encode(d, self.no_reply_weight, silence=self.decide is None) for d, f in zip(chosen, frames)]
         width = max(len(e.ids) for e in encoded)
         pad = self.processor.tokenizer.pad_token_id
         ids = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in encoded])
@@ -57,8 +58,9 @@ class Collator:
             "weights": torch.tensor([e.weights + [0.0] * (width - len(e.ids)) for e in encoded]),
             "mm_token_type_ids": (ids == self.encoder.image_pad).int(),
         }
-        frames = [self._jittered(self.dataset.frames(d), row.get("draw", 0)) for d, row in zip(chosen, rows)]
-        batch["pixel_values"], batch["image_grid_thw"] = pixels(self.processor.image_processor, np.concatenate(frames))
+        parts = frames if len({f.shape[1:] for f in frames}) > 1 else [np.concatenate(frames)]
+        seen = [pixels(self.processor.image_processor, part) for part in parts]
+        batch["pixel_values"], batch["image_grid_thw"] = map(torch.cat, zip(*seen))
         if self.decide:
             targets = torch.full((len(rows), width), float("nan"))
             for b, (d, e) in enumerate(zip(chosen, encoded)):

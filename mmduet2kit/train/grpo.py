@@ -7,6 +7,7 @@ ground-truth replies, token-mean loss, no KL) is the same.
 
 import time
 from collections.abc import Callable, Collection
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -57,17 +58,27 @@ class ProactiveGRPO(GRPOTrainer):
     """
 
     def __init__(self, *args, segments: list[Segment], dataset: Dataset, judge, rl: RL, sampling_seed: int,
-                 dtype: str = "float32", **kwargs):  # fmt: skip
+                 start: Path, dtype: str = "float32", **kwargs):  # fmt: skip
         super().__init__(*args, **kwargs)
         self.tools, self._standalone_tools = ["frames"], []
         self.dataset, self.judge, self.rl, self.sampling_seed = dataset, judge, rl, sampling_seed
         processor = self.processing_class
-        self.encoder = encoder_for(processor, dataset.frames(segments[0].dialogue, [0]))
-        self.segments = [fitted(self.encoder, segment, rl) for segment in segments] if rl.max_prompt or rl.max_response else segments
+        self.encoder = encoder_for(processor, dataset.frames(segments[0].dialogue, [0]))  # of one shape; `of` gives the others'
+        if rl.max_prompt or rl.max_response:
+            segments = [fitted(self.encoder.of(dataset.frames(one.dialogue, [0])), one, rl) for one in segments]
+        self.segments, self.start = segments, start
         processor.image_processor = FrameProcessor(**processor.image_processor.to_dict())
         self.row: dict[str, float] = {}
         self.dtype = dtype
         self.vllm: VLLMEngine | None = None
+
+    @contextmanager
+    def playing(self):
+        """The model, to be played. One gathering of ZeRO-3's weights, so that ranks with more turns than others hold up nobody; the
+        stream computes as the training forward does (under the same autocast), so that both agree on log-probs."""
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
+            yield model.eval()
+            model.train()
 
     def _generate_and_score_completions(self, inputs):
         self._rows = [example["row"] for example in inputs]
@@ -81,16 +92,13 @@ class ProactiveGRPO(GRPOTrainer):
         step = self.state.global_step
         keys = [(self.sampling_seed, step, row, i % group) for i, row in enumerate(self._rows)]
         early = EarlyJudge(chosen, self.judge, self.rl)
-        # One gathering of ZeRO-3's weights a step, so that ranks with more turns than others hold up nobody; the stream computes
-        # as the training forward does (under the same autocast), so that both agree on log-probs.
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
-            model.eval()
+        with self.playing() as model:
             if self.rl.engine == "vllm":
-                self.vllm = self.vllm or VLLMEngine(model.name_or_path, self.dtype, temperature=self.rl.temperature, memory=self.rl.vllm_memory)
+                room = {"max_len": self.rl.max_prompt + self.rl.max_response + 64} if self.rl.max_prompt else {}
+                self.vllm = self.vllm or VLLMEngine(self.start, self.dtype, temperature=self.rl.temperature, memory=self.rl.vllm_memory, **room)
                 self.vllm.load(model.named_parameters())
             engine = self.vllm or StreamEngine(model, self.processing_class.image_processor)
             rollouts = roll_out(engine, self.encoder, self.dataset, chosen[::group], group, keys, self.rl, early.heard)
-            model.train()
         if self.vllm:
             self.vllm.rest()
         rolled = time.perf_counter()
@@ -174,26 +182,29 @@ def _term(name: str) -> Callable:
 
 
 class Watch(TrainerCallback):
-    """Evaluates the policy after these steps of training, for Figure 5: `evaluate(model, step) -> rows`, kept across a resume."""
+    """Evaluates the policy after these steps of training, for Figure 5: `evaluate(model, step) -> rows`, kept across a resume.
+
+    trainer: set once it is there (ProactiveGRPO).
+    """
 
     def __init__(self, path: Path, steps: Collection[int], evaluate: Callable, seed: int):
         self.path, self.steps, self.evaluate, self.seed = path, steps, evaluate, seed
         self.rows: list[dict] = []
+        self.trainer: Any = None
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step and self.path.exists():
             self.rows = [row for row in read_csv(self.path) if int(row["step"]) <= state.global_step]
         else:
-            self._look(model, 0)
+            self._look(0)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
         if state.global_step in self.steps:
-            self._look(model, state.global_step)
+            self._look(state.global_step)
 
-    def _look(self, model, step: int) -> None:
-        model.eval()
-        self.rows += [{"seed": self.seed, "step": step} | row for row in self.evaluate(model, step)]
-        model.train()
+    def _look(self, step: int) -> None:
+        with self.trainer.playing() as model:
+            self.rows += [{"seed": self.seed, "step": step} | row for row in self.evaluate(model, step)]
         if rank() == 0:
             write_csv(self.path, self.rows)
 
@@ -222,8 +233,10 @@ def train(
     trainer = ProactiveGRPO(
         model=model, args=settings, train_dataset=rows, callbacks=callbacks, processing_class=deepcopy(processor),  # TRL changes it
         reward_funcs=[_term(name) for name in TERMS], segments=segments, dataset=dataset,
-        judge=judge_of(profile), rl=rl, sampling_seed=seed, dtype=profile.model.dtype,
+        judge=judge_of(profile), rl=rl, sampling_seed=seed, start=start, dtype=profile.model.dtype,
     )  # fmt: skip
+    if watch:
+        watch.trainer = trainer
     finish(trainer, checkpoint)
     return store(trainer, processor, out, profile.model.dtype)
 
@@ -252,7 +265,7 @@ def _figure5(profile: Profile, dataset: Dataset, seed: int) -> Watch:
     from ..evaluate import Evaluator, pooled
 
     reference, processor = load(profile.model_dir("sft", seed), profile.model.dtype, profile.model.attention)
-    divergence = kl_to(reference, Collator(dataset.sft(profile.video.train_interval)[:KL_DIALOGUES], dataset, processor))
+    divergence = kl_to(reference.to("cuda" if torch.cuda.is_available() else "cpu"), Collator(dataset.sft(profile.video.train_interval)[:KL_DIALOGUES], dataset, processor))
 
     def look(model, step):
         if step == profile.ablation.rl_steps:

@@ -86,12 +86,13 @@ def roll_out(
     The rollouts of a group share their history's cache and all frames' vision features (engines.py). `heard(i, what rollout i
     said so far)` is called after each turn.
     """
-    sessions = []
+    sessions, encoders = [], []
     for s in segments:
-        kept = replace(s.dialogue, turns=s.dialogue.turns[: s.last])
-        sessions.append(Session(prompt_ids(encoder, s), dataset.frames(kept), s.dialogue.turns[s.first : s.last]))
+        frames = dataset.frames(replace(s.dialogue, turns=s.dialogue.turns[: s.last]))
+        encoders.append(encoder.of(frames))
+        sessions.append(Session(prompt_ids(encoders[-1], s), frames, s.dialogue.turns[s.first : s.last]))
     said = engine.play(encoder, sessions, Sampler(keys, rl.temperature, rl.top_k), rl.max_new_tokens, group, heard=heard)
-    return [_transcript(encoder, segments[i // group], sessions[i // group].start, mine) for i, mine in enumerate(said)]
+    return [_transcript(encoders[i // group], segments[i // group], sessions[i // group].start, mine) for i, mine in enumerate(said)]
 
 
 def _transcript(encoder: ChatEncoder, segment: Segment, prompt: list[int], said: list[Spoken]) -> Rollout:

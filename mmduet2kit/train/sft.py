@@ -59,7 +59,7 @@ def train(
         torch.manual_seed(seed)
         model.threshold_head = nn.Linear(model.config.text_config.hidden_size, 1)
     collator = Collator(dialogues, dataset, processor, fit.no_reply_weight, decide, fit.jitter, form)
-    lengths = [len(collator.encoder.encode(d).ids) for d in dialogues]
+    lengths = [len(collator.encoder.of(dataset.frames(d, d.frame_indices()[:1])).encode(d).ids) for d in dialogues]
     fits = [k for k, length in enumerate(lengths) if length <= (fit.max_tokens or length)]
     if len(fits) < len(lengths):
         print(f"training on {len(fits)} of {len(lengths)} samples: the others are longer than max_tokens = {fit.max_tokens}")
