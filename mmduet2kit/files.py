@@ -6,7 +6,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .errors import UserError
@@ -61,6 +62,33 @@ def read_jsonl(path: Path | str) -> list[dict]:
     """Read one JSON object a line; a broken line raises UserError naming it."""
     lines = enumerate(_text(path).split("\n"), start=1)  # JSON may hold other ends of lines
     return [_parsed(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+
+
+class Lines(Sequence):
+    """The rows of a JSONL file, each read when it is asked for, as `make(row)`: in memory there is only where they begin."""
+
+    def __init__(self, path: Path | str, make: Callable = dict):
+        self.path, self.make, at = Path(path), make, 0
+        if not self.path.is_file():
+            raise UserError(f"{path} does not exist: check the name, or run the stage that makes it.")
+        starts = array("q")
+        with open(self.path, "rb") as lines:
+            for line in lines:
+                if line.strip():
+                    starts.append(at)
+                at += len(line)
+        self.starts = starts
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, which):
+        if isinstance(which, slice):
+            return [self[k] for k in range(*which.indices(len(self)))]
+        with open(self.path, "rb") as lines:
+            lines.seek(self.starts[which])
+            line = lines.readline()
+        return self.make(_parsed(line.decode(errors="replace"), f"{self.path}, row {which + 1}"))
 
 
 def write_csv(path: Path | str, rows: Sequence[Mapping], columns: Sequence[str] | None = None) -> Path:

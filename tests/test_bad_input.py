@@ -135,8 +135,8 @@ def test_a_model_that_is_not_made_yet_says_so(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, text, read", [
     ("test.json", "[{}]", lambda d: d.benchmark("test")), ("test.json", "null", lambda d: d.benchmark("test")),
-    ("sft_2s.jsonl", "{}\n", lambda d: d.sft(2.0)), ("rl_2s.jsonl", "3\n", lambda d: d.rl(2.0)),
-    ("offline_dev.jsonl", "[]\n", lambda d: d.offline("dev")),
+    ("sft_2s.jsonl", "{}\n", lambda d: d.sft(2.0)[0]), ("rl_2s.jsonl", "3\n", lambda d: d.rl(2.0)[0]),
+    ("offline_dev.jsonl", "[]\n", lambda d: d.offline("dev")[0]),
 ])  # fmt: skip
 def test_damaged_data_files_are_named(tmp_path, name, text, read):
     (tmp_path / name).write_text(text)

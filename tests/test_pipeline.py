@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmduet2kit.corpus.build import Dataset
 from mmduet2kit.corpus.films import make_films, write_video
 from mmduet2kit.corpus.pipeline import Plan, build_corpus, join, own_videos
 from mmduet2kit.corpus.readers import READERS
-from mmduet2kit.dialogue import NO_REPLY
+from mmduet2kit.dialogue import NO_REPLY, Dialogue, Turn, to_sft_row
 from mmduet2kit.files import read_json
 from mmduet2kit.profile import load_profile
 from mmduet2kit.score import get_judge
@@ -176,6 +177,17 @@ def test_own_videos_with_a_model_that_annotates(tmp_path, server, monkeypatch, c
     shutil.rmtree(out / "shards")
     assert cli.main(command) == 0 and len(server.requests) == asked  # nothing is paid for twice
     capsys.readouterr()
+
+
+def test_a_large_dataset_is_not_held_in_memory(tmp_path):
+    row = to_sft_row(Dialogue("d", "v", 2.0, tuple(Turn((k,), reply=NO_REPLY) for k in range(100))))
+    (tmp_path / "sft_2s.jsonl").write_text((json.dumps(row) + "\n") * 1500)
+    rows = Dataset(tmp_path).sft(2.0)
+    tracemalloc.start()
+    assert len(rows) == 1500 and sum(len(dialogue.turns) for dialogue in rows) == 150_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.05 * (tmp_path / "sft_2s.jsonl").stat().st_size and rows[-1].id == rows[:2][1].id == "d"
 
 
 @pytest.mark.parametrize("wrong", [["--shard", "2/2"], ["--shard", "one"], ["--corpus", "streamingbench"], ["--corpus", "mmduet2-data"], []])

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..dialogue import NO_REPLY, Dialogue, Segment, from_rl_row, from_sft_row, to_rl_row, to_sft_row
 from ..errors import UserError
-from ..files import STAMP, made_for, read_json, read_jsonl, sha256_text, write_csv, write_json, write_jsonl
+from ..files import STAMP, Lines, made_for, read_json, sha256_text, write_csv, write_json, write_jsonl
 from ..profile import Profile
 from .dialogues import benchmark_record, build_dialogue, build_segments, offline_dialogue
 from .films import load_scenes, make_films
@@ -46,14 +46,18 @@ class Dataset:
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, EOFError) as error:
             raise UserError(f"{self.folder / name} is damaged ({error!r}): delete it and make the data anew.") from None
 
-    def sft(self, interval: float) -> list[Dialogue]:
-        return self._read(f"sft_{interval:g}s.jsonl", lambda path: [from_sft_row(row) for row in read_jsonl(path)])
+    def _lines(self, name: str, make: Callable[[dict], Any]) -> Lines:
+        """A file's rows, made when they are asked for: a large dataset is never held in memory."""
+        return Lines(self.folder / name, lambda row: self._read(name, lambda _: make(row)))
 
-    def offline(self, split: str) -> list[Dialogue]:
-        return self._read(f"offline_{split}.jsonl", lambda path: [from_sft_row(row) for row in read_jsonl(path)])
+    def sft(self, interval: float) -> Sequence[Dialogue]:
+        return self._lines(f"sft_{interval:g}s.jsonl", from_sft_row)
 
-    def rl(self, interval: float) -> list[Segment]:
-        return self._read(f"rl_{interval:g}s.jsonl", lambda path: [from_rl_row(row) for row in read_jsonl(path)])
+    def offline(self, split: str) -> Sequence[Dialogue]:
+        return self._lines(f"offline_{split}.jsonl", from_sft_row)
+
+    def rl(self, interval: float) -> Sequence[Segment]:
+        return self._lines(f"rl_{interval:g}s.jsonl", from_rl_row)
 
     def benchmark(self, split: str) -> list[dict]:
         needed = ("question_id", "domain", "conversation", "answer")

@@ -1,6 +1,9 @@
 """The tiny base model: tokenizer, random Qwen2.5-VL, then captioning - the stand-in for a pretrained Qwen2.5-VL."""
 
+from itertools import chain
 from pathlib import Path
+
+from torch.utils.data import ConcatDataset
 
 from ..chat import dialogue_text
 from ..corpus.build import Dataset
@@ -14,7 +17,7 @@ from .sft import train
 
 def base_texts(dataset: Dataset, interval: float) -> list[str]:
     """What the tokenizer is trained on: the training splits' dialogues, all questions, subtitles, the system prompts."""
-    texts = [dialogue_text(d) for d in dataset.sft(interval) + dataset.offline("sft")]
+    texts = [dialogue_text(d) for d in chain(dataset.sft(interval), dataset.offline("sft"))]
     texts += [q for pair in QUESTIONS.values() for q in pair] * 4 + [SUBTITLE + s for s in SUBTITLES] * 4
     return texts + [PROACTIVE_SYSTEM] * 4
 
@@ -40,7 +43,8 @@ def train_base(profile: Profile, dataset: Dataset, out: Path, seed: int) -> Path
     model.config.visual_tokens = profile.video.visual_tokens  # for `mmduet2 watch`, which has no profile
     save(model, processor, start)
     log = profile.results / f"train_base_seed{seed}.csv"
-    return train(profile, profile.base, dataset.offline("base") + dataset.offline("sft"), dataset, start, out, log, seed)
+    clips = ConcatDataset([dataset.offline("base"), dataset.offline("sft")])
+    return train(profile, profile.base, clips, dataset, start, out, log, seed)
 
 
 def add_arguments(parser) -> None:

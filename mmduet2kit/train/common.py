@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Collator:
     `decide(dialogue)` gives one 0/1 target a turn for a threshold model, whose silent turns leave no tokens.
     """
 
-    def __init__(self, dialogues: list[Dialogue], dataset: Dataset, processor, no_reply_weight: float = 1.0,
+    def __init__(self, dialogues: Sequence[Dialogue], dataset: Dataset, processor, no_reply_weight: float = 1.0,
                  decide: Callable[[Dialogue], list[int]] | None = None, jitter: float = 0.0, form: str = "turns"):  # fmt: skip
         self.dialogues, self.dataset, self.processor = dialogues, dataset, processor
         self.no_reply_weight, self.decide, self.jitter = no_reply_weight, decide, jitter

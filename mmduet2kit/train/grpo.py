@@ -6,7 +6,7 @@ ground-truth replies, token-mean loss, no KL) is the same.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -57,7 +57,7 @@ class ProactiveGRPO(GRPOTrainer):
     non-empty after construction; no tool is ever called (trl 1.16, trl_design 1c; tests/test_grpo.py spies on it).
     """
 
-    def __init__(self, *args, segments: list[Segment], dataset: Dataset, judge, rl: RL, sampling_seed: int,
+    def __init__(self, *args, segments: Sequence[Segment], dataset: Dataset, judge, rl: RL, sampling_seed: int,
                  start: Path, dtype: str = "float32", **kwargs):  # fmt: skip
         super().__init__(*args, **kwargs)
         self.tools, self._standalone_tools = ["frames"], []
@@ -210,7 +210,7 @@ class Watch(TrainerCallback):
 
 
 def train(
-    profile: Profile, rl: RL, segments: list[Segment], dataset: Dataset, start: Path, out: Path, log: Path, seed: int,
+    profile: Profile, rl: RL, segments: Sequence[Segment], dataset: Dataset, start: Path, out: Path, log: Path, seed: int,
     watch: Watch | None = None,
 ) -> Path:  # fmt: skip
     """GRPO from the SFT model in `start` into `out`; resumes at generation boundaries; returns `out`.

@@ -1,5 +1,6 @@
 """Supervised stages over TRL's SFTTrainer: the base (captioning), SFT (paper section 4.2) and the threshold baseline."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset as Rows
 from torch import nn
+from torch.utils.data import ConcatDataset, Subset
 from trl import SFTConfig, SFTTrainer
 
 from ..chat import FORMS
@@ -42,7 +44,7 @@ class DialogueSFT(SFTTrainer):
 
 
 def train(
-    profile: Profile, fit: Fit, dialogues: list[Dialogue], dataset: Dataset, start: Path, out: Path, log: Path, seed: int,
+    profile: Profile, fit: Fit, dialogues: Sequence[Dialogue], dataset: Dataset, start: Path, out: Path, log: Path, seed: int,
     decide=None, form: str = "turns",
 ) -> Path:  # fmt: skip
     """Train from `start` into `out` (a Hugging Face folder); resumes from its own checkpoints; returns `out`.
@@ -63,7 +65,7 @@ def train(
     fits = [k for k, length in enumerate(lengths) if length <= (fit.max_tokens or length)]
     if len(fits) < len(lengths):
         print(f"training on {len(fits)} of {len(lengths)} samples: the others are longer than max_tokens = {fit.max_tokens}")
-        collator.dialogues, lengths = [dialogues[k] for k in fits], [lengths[k] for k in fits]
+        collator.dialogues, lengths = Subset(dialogues, fits), [lengths[k] for k in fits]
     order = schedule(len(lengths), fit.batch, fit.steps, seed, lengths if max(lengths) > 4 * min(lengths) else None)
     rows = Rows.from_dict({"row": order, "draw": list(range(len(order)))})
     settings = SFTConfig(
@@ -83,13 +85,13 @@ def train(
     return store(trainer, processor, out, profile.model.dtype)
 
 
-def sft_dialogues(profile: Profile, dataset: Dataset, interval: float, seed: int) -> list[Dialogue]:
+def sft_dialogues(profile: Profile, dataset: Dataset, interval: float, seed: int) -> Sequence[Dialogue]:
     """Proactive dialogues with offline samples mixed in at the profile's share (paper section 4.2)."""
     dialogues, offline = dataset.sft(interval), dataset.offline("sft")
     share = profile.dialogue.offline_share
     count = min(round(len(dialogues) * share / (1 - share)), len(offline))
     picked = np.random.default_rng((seed, 7)).choice(len(offline), count, replace=False)
-    return dialogues + [offline[i] for i in picked]
+    return ConcatDataset([dialogues, Subset(offline, picked.tolist())])
 
 
 def in_span(dialogue: Dialogue) -> list[int]:

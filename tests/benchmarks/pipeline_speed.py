@@ -64,7 +64,7 @@ def build(profile, source: Path, out: Path, count: int) -> dict:
     shards = pipeline.build_corpus(settings, TemplateAnnotator(), get_judge("exact"), clips, source, out, workers=cores())
     pipeline.join(settings, out, shards)
     dataset = Dataset(out)
-    dialogues = dataset.sft(profile.video.train_interval) + [s.dialogue for s in dataset.rl(profile.video.train_interval)]
+    dialogues = [*dataset.sft(profile.video.train_interval)] + [s.dialogue for s in dataset.rl(profile.video.train_interval)]
     built = time.perf_counter()
     tokenizer = train_tokenizer((t.reply or t.text or "a" for d in dialogues for t in d.turns), 640)
     encoder, begun = ChatEncoder(tokenizer, profile.video.visual_tokens), time.perf_counter()
