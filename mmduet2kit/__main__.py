@@ -4,12 +4,12 @@ import os
 import sys
 
 from .cli import main
-from .progress import ranks
 
 try:
     code = main()
 except SystemExit as stop:
     code = stop.code
+from .progress import ranks  # noqa: E402 - not light, and before `main` a Ctrl-C would find nobody to answer it
 if ranks() > 1:  # gloo's threads abort about one interpreter in ten that shuts down after DDP (torch 2.13), its work done
     sys.stdout.flush()
     os._exit(code)

@@ -4,7 +4,9 @@ Each module has `add_arguments(parser)` and `run(args) -> int | None`; those of 
 """
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ COMMANDS = {  # name: (module, what it does, an example)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (2: bad usage or input)."""
+    """Run one command; returns the exit code (2: bad usage or input, 130: Ctrl-C)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     listing = "\n".join(f"  {name:<9} {text}" for name, (_, text, _) in COMMANDS.items())
     top = argparse.ArgumentParser(
@@ -45,10 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(path)
         module.add_arguments(parser)
         return module.run(parser.parse_args(argv[1:])) or 0
+    except KeyboardInterrupt:  # also while modules are imported or a model is loaded
+        return 130
     except UserError as error:
         reason = str(error)
     except (OSError, RecursionError, UnicodeError) as error:
-        place = getattr(error, "filename", None) or "its input"
+        full = getattr(error, "errno", None) in (errno.EPIPE, errno.ENOSPC)
+        place = getattr(error, "filename", None) or ("its output" if full else "its input")
+        sys.stdout = open(os.devnull, "w") if full else sys.stdout  # what is still buffered would fail again at the end
         reason = f"{place}: {getattr(error, 'strerror', None) or error}. Mend that, and start again."
     except ModuleNotFoundError as error:
         reason = f"it needs {error.name}, which is not installed here: ./run_all.sh installs what there is."

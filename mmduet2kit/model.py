@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import huggingface_hub as hub
 import numpy as np
 import torch
 
@@ -101,13 +102,20 @@ def save(model, processor, folder: Path | str, dtype: str = "float32", state: di
 
 def _loaded(what: str, folder: Path | str, get: Callable):
     """get(), every failure of which is a UserError: what transformers raises for damaged files is of many kinds."""
-    if Path(folder).parts[:1] == ("runs",) and not Path(folder).is_dir():
+    here, parts = Path(folder).is_dir(), Path(folder).parts
+    if not here and parts[:1] == ("runs",):
         raise UserError(f"There is no model in {folder} yet: make it first (notebook 03 or 05; mmduet2 base, sft, grpo).")
+    if not here and (len(parts) != 2 or str(folder)[0] in "./"):  # the hub's names are owner/name
+        raise UserError(f"No {what} could be loaded from {folder}: that folder does not exist.")
     try:
+        hub.logging.set_verbosity_error()
+        if not here and not isinstance(hub.try_to_load_from_cache(str(folder), "config.json"), str):
+            hub.file_exists(str(folder), "config.json")  # raises at once when the hub is out of reach; transformers tries for half a minute
         return get()
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"No {what} could be loaded from {folder} ({reason}): mend that folder or make it anew.") from None
+        advice = "mend that folder or make it anew" if here else "no such folder is here; check the name, and that the hub can be reached"
+        raise UserError(f"No {what} could be loaded from {folder} ({reason}): {advice}.") from None
 
 
 def load_model(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):

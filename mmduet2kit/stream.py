@@ -289,7 +289,8 @@ class Stream:
             begun = encoder.form == "frames" and one.reply is None
         self.heard[row] = kept
         if len(self.pending[row]) + reserve > self.limit:
-            raise UserError(f"A turn of {sizes[-1]} tokens does not fit a context of {self.limit}: give a larger limit.")
+            raise UserError(f"A turn of {len(self.pending[row])} tokens plus {reserve} for its reply does not fit a context of {self.limit}: "
+                            "raise --context, or lower --max-new-tokens.")
         self.cache.lengths[row] = self.positions[row] = 0
         self.counts["re-encoded"] += 1
         frames = [one.features for one in kept if one.features is not None]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .corpus.video import frames
+from .corpus.video import address, frames
 from .dialogue import NO_REPLY, PROACTIVE_SYSTEM, Turn
 from .errors import UserError
 from .model import encoder_for, load
@@ -27,13 +27,13 @@ from .stream import Greedy, Stream
 class Ahead:
     """Frames from `source`, [(video time in s, image)], read by a thread; at most `size` of them wait.
 
-    speed: seconds of video a second (0: as fast as they are taken). late: what happens when `size` frames wait and one more
-    is due: `delay` (the reader waits) or `drop` (the oldest is lost). Iterating gives (number of the frame, image, when it
-    was due); what the reader raises is raised there.
+    speed: seconds of video a second (0: as fast as they are taken); a frame is due when its `interval` (s of video) is over. late:
+    what happens when `size` frames wait and one more is due: `delay` (the reader waits) or `drop` (the oldest is lost).
+    Iterating gives (number of the frame, image, when it was due); what the reader raises is raised there.
     """
 
-    def __init__(self, source: Iterable[tuple[float, np.ndarray]], size: int, speed: float = 0.0, late: str = "delay"):
-        self.size, self.speed, self.late, self.dropped, self.behind = size, speed, late, 0, 0.0
+    def __init__(self, source: Iterable[tuple[float, np.ndarray]], size: int, speed: float = 0.0, late: str = "delay", interval: float = 0.0):
+        self.size, self.speed, self.late, self.interval, self.dropped, self.behind = size, speed, late, interval, 0, 0.0
         self.waiting: deque = deque()
         self.changed, self.stopped, self.ended, self.error = threading.Condition(), threading.Event(), False, None
         threading.Thread(target=self._read, args=(source,), daemon=True).start()
@@ -43,7 +43,7 @@ class Ahead:
         try:
             for number, (shown, image) in enumerate(source):
                 started = started or time.perf_counter()  # the clock starts with the first frame, not with opening the file
-                due = started + shown / self.speed if self.speed else None
+                due = started + (shown + self.interval) / self.speed if self.speed else None
                 if due and self.stopped.wait(max(0.0, due - time.perf_counter())):
                     return
                 with self.changed:
@@ -92,12 +92,12 @@ def watch(stream: Stream, seen: Iterable[tuple[int, np.ndarray, float]], questio
 
     time: s of video, the end of the turn's last frame (contract). latency_s: from when that frame was due to the end of the
     reply. seen: as `Ahead` gives it. `questions` [(s of video, text)] may grow meanwhile; each is a turn of its own before
-    the first frame after it.
+    the first turn after it, and leaves the list.
     """
     numbers, images = [], []
 
     def answer(due: float) -> dict:
-        asked = sorted(q for q in questions if q[1] and q[0] <= numbers[0] * interval + 1e-6)
+        asked = sorted((q for q in questions if q[0] <= numbers[0] * interval + 1e-6), key=lambda q: q[0])
         for question in asked:
             questions.remove(question)
             stream.turn([0], [Turn(text=question[1])], [None], Greedy(), max_new_tokens)
@@ -136,15 +136,15 @@ def newest_model(runs: Path = Path("runs")) -> Path:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("video", help="a file, or a URL that FFmpeg opens")
+    parser.add_argument("video", help="a file, FIFO or URL that FFmpeg opens")
     parser.add_argument("--question", help="asked at the start")
     parser.add_argument("--ask", action="append", default=[], metavar="S:QUESTION", help="asked when S seconds were watched; repeatable")
-    parser.add_argument("--model", type=Path, help="a model's folder or hub name (default: the newest RL checkpoint under runs/)")
+    parser.add_argument("--model", help="a model's folder or hub name (default: the newest RL checkpoint under runs/)")
     parser.add_argument("--json", action="store_true", help="JSON lines in a terminal too (they are what a pipe or file gets)")
     parser.add_argument("--interval", type=positive, default=1.0, help="seconds between frames (default: 1)")
     parser.add_argument("--frames-per-turn", type=int, choices=range(1, 9), default=1, help="(default: 1)")
     parser.add_argument("--visual-tokens", type=int, help="at most so many a frame (default: the model's own, or 128)")
-    parser.add_argument("--speed", type=float, default=0.0, help="1: real time; 0: as fast as the model can (default)")
+    parser.add_argument("--speed", type=float, default=0.0, help="1: real time, and questions typed in the terminal are asked; 0: the model's pace (default)")
     parser.add_argument("--late", choices=("delay", "drop"), default="delay", help="frames that a slow model meets in real time")
     parser.add_argument("--queue", type=int, default=8, help="frames that may wait (default: 8)")
     parser.add_argument("--context", type=int, default=8192, help="tokens; the oldest frames are forgotten beyond (default: 8192)")
@@ -156,20 +156,21 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     """`mmduet2 watch`: a line for every reply as soon as it is there; Ctrl-C ends it and keeps what was said."""
     questions = sorted(([(0.0, args.question.strip())] if args.question and args.question.strip() else [])
-                       + [question_at(text) for text in args.ask])  # fmt: skip
-    if not questions:
-        raise UserError("nothing is asked: give --question, or --ask SECONDS:QUESTION.")
-    for name in ("queue", "context", "max_new_tokens"):
-        if getattr(args, name) < 1 or not 0 <= args.speed < 1e6:
-            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, and --speed 0 or more.")
-    if "://" not in args.video and not Path(args.video).is_file():
-        raise UserError(f"{args.video} does not exist or is not a file: check the name.")
+                       + [question_at(text) for text in args.ask], key=lambda q: q[0])  # fmt: skip
+    sizes = args.queue, args.context, args.max_new_tokens
+    for wrong, says in ((not questions, "nothing is asked: give --question, or --ask SECONDS:QUESTION."),
+                        (not 1 <= min(sizes) <= max(sizes) <= 10**15, "--queue, --context and --max-new-tokens must lie between 1 and 10**15."),
+                        (not 1e-3 <= (args.speed or 1) < 1e6, "--speed must be 0, or at least 0.001 and less than 1000000 (1: real time)."),
+                        (args.late == "drop" and not args.speed, "--late drop needs --speed: at the model's own pace no frame is late."),
+                        (sys.stdout is None, "its standard output is closed: send it to a terminal, a file or a pipe.")):  # fmt: skip
+        if wrong:
+            raise UserError(says)
+    address(args.video)  # a wrong name is said before a model is loaded
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, processor = load(args.model or newest_model(), "bfloat16" if device == "cuda" else "float32")
+    model, processor = load(newest_model() if args.model is None else args.model, "bfloat16" if device == "cuda" else "float32")
     model.eval().to(device)
     most = args.visual_tokens or getattr(model.config, "visual_tokens", 128)
-    source = frames(args.video, args.interval, max_tokens=most)
-    ahead = Ahead(source, args.queue, args.speed, args.late)
+    ahead = Ahead(frames(args.video, args.interval, max_tokens=most), args.queue, args.speed, args.late, args.interval)
     readable, turns, silent, last, stream = sys.stdout.isatty() and not args.json, 0, 0, 0.0, None
     started = time.perf_counter()
     try:
@@ -180,21 +181,21 @@ def run(args) -> int:
         encoder = encoder_for(processor, first[1][None], getattr(model.config, "chat_form", "turns"))
         stream = Stream(model, encoder, processor.image_processor, 1, limit=args.context, ahead=not args.no_ahead, graphs=args.graphs)
         stream.begin(0, encoder.system(PROACTIVE_SYSTEM))
-        if args.speed and sys.stdin.isatty():  # what is typed while the video plays is asked with the next frames
-            threading.Thread(target=lambda: [questions.append((0.0, line.strip())) for line in sys.stdin], daemon=True).start()
+        if args.speed and sys.stdin and sys.stdin.isatty():  # what is typed while the video plays is asked with the next frames
+            threading.Thread(target=lambda: [questions.append((0.0, line.strip())) for line in sys.stdin if line.strip()], daemon=True).start()
         for said in watch(stream, chain([first], seen), questions, args.interval, args.frames_per_turn, args.max_new_tokens):
             turns, last = turns + 1, said["time"]
             silent += said["text"] == NO_REPLY  # the exact string: a reply may begin with it
             if said["text"] != NO_REPLY:
                 line = f"{said['time']:8.1f} s  {said['text']}" if readable else json.dumps(said, ensure_ascii=False)
                 print(line, flush=True)
-    except KeyboardInterrupt:
-        return 130
+    except RuntimeError as error:  # out of memory has a class of its own on GPUs only
+        raise UserError("there is not enough memory: lower --context or --visual-tokens.") if "allocate" in str(error) else error
     finally:
         ahead.close()
         if stream:
             spent, counts = time.perf_counter() - started, stream.counts
             print(f"watched {last:g} s of video in {spent:.1f} s: {turns} turns, {silent} silent ({counts['accepted']} of them verified "
                   f"in one forward); {ahead.dropped} frames dropped, at most {ahead.behind:.1f} s behind; {counts['forgotten']} old "
-                  f"frames forgotten", file=sys.stderr)  # fmt: skip
+                  f"frames forgotten" + "".join(f"; never asked: {text!r} ({at:g} s)" for at, text in questions), file=sys.stderr)  # fmt: skip
     return 0

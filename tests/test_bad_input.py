@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,36 @@ def test_a_model_that_is_not_made_yet_says_so(tmp_path, monkeypatch):
     (tmp_path / "threshold_head.pt").write_bytes(b"garbage")
     with pytest.raises(UserError, match="no threshold model's head"):
         evaluate.load_head(tmp_path, 8)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "./models/rl-seed1", "../rl-seed1", "a/b/c", "nowhere", Path("/nowhere/rl")])
+def test_a_mistyped_folder_is_said_at_once_and_the_hub_is_not_asked(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model.hub, "file_exists", None)
+    with pytest.raises(UserError, match=f"No model could be loaded from {re.escape(str(name))}: that folder does not exist."):
+        model.load(name)
+
+
+def test_a_hub_name_out_of_reach_is_one_sentence_without_retries(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "mmduet2kit", "watch", "pipe:0", "--question", "Q", "--model", "m/nowhere"], text=True,
+                          capture_output=True, env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "m/nowhere" in done.stderr and "check the name, and that the hub can be reached" in done.stderr
+
+
+def test_a_hub_out_of_reach_is_not_tried_again_and_again(tmp_path, monkeypatch):
+    def unreachable(*_):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(model.hub, "file_exists", unreachable)
+    with pytest.raises(UserError, match=r"from m/nowhere \(no route\): no such folder is here"):
+        model._loaded("model", "m/nowhere", lambda: pytest.fail("transformers, which tries for half a minute, was asked"))
+
+
+def test_a_hub_name_on_this_disk_does_not_need_the_hub(monkeypatch):
+    monkeypatch.setattr(model.hub, "try_to_load_from_cache", lambda *_: "/a/config.json")
+    monkeypatch.setattr(model.hub, "file_exists", None)
+    assert model._loaded("model", "m/cached", lambda: "loaded") == "loaded"
 
 
 @pytest.mark.parametrize("name, text, read", [

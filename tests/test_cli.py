@@ -1,6 +1,7 @@
 """`mmduet2`: every command has an example, bad input is one line and exit 2, nothing heavy is imported."""
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -53,8 +54,41 @@ def test_missing_package_is_named(monkeypatch, capsys):
     assert cli.main(["sft"]) == 2 and "needs vllm" in capsys.readouterr().err
 
 
+COMMAND = """import sys, types
+from mmduet2kit import cli
+def end(_=None): {does}
+cli.importlib.import_module = lambda _: {module}
+sys.exit(cli.main(["score"]))"""
+
+
+def ended(does, module="types.SimpleNamespace(add_arguments=lambda p: None, run=end)", **where):
+    code = COMMAND.format(does=does, module=module)
+    return subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, **where)
+
+
+@pytest.mark.parametrize("module", ["end()", "types.SimpleNamespace(add_arguments=lambda p: None, run=end)"])
+def test_ctrl_c_while_modules_are_imported_or_a_model_is_loaded(module):
+    done = ended("raise KeyboardInterrupt", module)
+    assert done.returncode == 130 and done.stderr == ""
+
+
+def test_a_full_disk_and_a_closed_pipe_are_named_as_the_output():
+    with open("/dev/full", "w") as full:
+        done = ended("print('x', flush=True)", stdout=full)
+    assert done.returncode == 2 and done.stderr.startswith("mmduet2 score: its output: No space left") and done.stderr.count("\n") == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = ended("print('x', flush=True)", stdout=writer)
+    os.close(writer)
+    assert done.returncode == 2 and done.stderr.startswith("mmduet2 score: its output: Broken pipe") and done.stderr.count("\n") == 1
+    done = ended("open('/nowhere/at/all')")
+    assert done.returncode == 2 and done.stderr.startswith("mmduet2 score: /nowhere/at/all: No such file")
+
+
 def test_importing_the_command_line_is_light():
     code = "import sys, mmduet2kit.cli; assert not {'torch', 'papermill', 'yaml'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    code = "import runpy, sys, mmduet2kit.cli as c; c.main = lambda: int('pydantic' in sys.modules); runpy.run_module('mmduet2kit', None, '__main__')"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

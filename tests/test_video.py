@@ -3,7 +3,12 @@
 import importlib.util
 import math
 import os
+import socket
 import struct
+import subprocess
+import sys
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +16,7 @@ import av
 import numpy as np
 import pytest
 
+from mmduet2kit.corpus import video
 from mmduet2kit.corpus.video import FilterLedger, decode_many, fit_size, frames
 from mmduet2kit.errors import UserError
 
@@ -299,6 +305,46 @@ def test_damaged_inside(tmp_path, length, says):
     path.write_bytes(data)
     with pytest.raises(UserError, match=says):
         list(frames(path, 1, max_tokens=16))
+
+
+@pytest.mark.parametrize("part", [0, 0.5])
+def test_a_server_that_falls_silent_is_given_up(tmp_path, monkeypatch, part):
+    """Silent from the start, and after half of the video: Matroska, which is read from its beginning to its end."""
+    data = write(tmp_path / "a.mkv", noise()).read_bytes()
+    server, held = socket.create_server(("127.0.0.1", 0)), []
+    monkeypatch.setattr(video, "PATIENCE", (0.5, 0.5))
+
+    def serve():
+        held.append(server.accept()[0])
+        if part:
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(data)}\r\nContent-Type: video/x-matroska\r\n\r\n"
+            held[0].sendall(head.encode() + data[: int(part * len(data))])
+
+    threading.Thread(target=serve, daemon=True).start()
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="^http.* cannot be read as a video .no answer for 0.5 s.: check the address.$"):
+        list(frames(f"http://127.0.0.1:{server.getsockname()[1]}/a.mkv", 1, max_tokens=16))
+    assert time.monotonic() - begun < 10
+    server.close()
+
+
+@pytest.mark.parametrize("place, says", [("http://127.0.0.1:1/a.mp4", "Connection refused"), ("nope://a.mp4", "Protocol not found"),
+                                         ("nope:a.mp4", "Protocol not found")])
+def test_an_address_is_not_damaged(place, says):
+    with pytest.raises(UserError, match=f"{says}.: check the address.$"):
+        next(frames(place, 1, max_tokens=16))
+
+
+def test_pipes_are_read_like_files(tmp_path):
+    path = write(tmp_path / "a.mkv", counted(30))
+    os.mkfifo(tmp_path / "fifo")
+    threading.Thread(target=lambda: (tmp_path / "fifo").write_bytes(path.read_bytes()), daemon=True).start()
+    found, expected = list(frames(tmp_path / "fifo", 1, max_tokens=4)), list(frames(path, 1, max_tokens=4))
+    assert len(found) == 3 and all(a == b and np.array_equal(x, y) for (a, x), (b, y) in zip(found, expected, strict=True))
+    code = "import sys; from mmduet2kit.corpus.video import frames; print(len(list(frames(sys.argv[1], 1, max_tokens=4))))"
+    for name in ("pipe:0", "/dev/stdin"):
+        done = subprocess.run([sys.executable, "-c", code, name], input=path.read_bytes(), capture_output=True)
+        assert done.stdout.strip() == b"3", done.stderr
 
 
 @pytest.mark.parametrize("interval", [0, -1, math.nan, math.inf, 1e-9])

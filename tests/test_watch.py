@@ -49,6 +49,22 @@ def film(tmp_path_factory):
     return path
 
 
+class Parrot:
+    """A stream that says these words, one a turn with frames, and keeps what it is asked."""
+
+    def __init__(self, words):
+        self.words, self.asked = iter(words), []
+
+    def see(self, images):
+        return images
+
+    def turn(self, rows, turns, *_):
+        if turns[0].frames:
+            return {0: Spoken(text=next(self.words))}
+        self.asked.append(turns[0].text)
+        return {}
+
+
 def lines(capsys):
     captured = capsys.readouterr()
     return [json.loads(line) for line in captured.out.splitlines()], captured.err
@@ -121,6 +137,18 @@ def test_a_slow_model_delays_or_drops_frames_and_the_reader_never_runs_far_ahead
     assert ahead.behind < 1.0
 
 
+def test_in_real_time_a_frame_is_due_when_its_interval_is_over():
+    """Its turn's time is (frames consumed) * interval: no reply may come before that moment, and latency counts from it."""
+    begun, dues = time.perf_counter(), []
+    for number, _, due in Ahead(slow(6), 9, speed=0.5, interval=0.05):
+        assert time.perf_counter() - begun >= (number + 1) * 0.1
+        dues.append(due)
+    assert np.allclose(np.diff(dues), 0.1) and dues[0] >= begun + 0.1
+    begun, ahead = time.perf_counter(), Ahead(slow(6), 9, speed=1.0, interval=0.05)
+    for one in watching.watch(Parrot(["NO REPLY"] * 3), ahead, [(0.0, FIRST)], 0.05, 2, 5):
+        assert time.perf_counter() - one["latency_s"] >= begun + one["time"] - 1e-3
+
+
 def test_what_the_reader_raises_is_raised_to_who_takes_the_frames():
     def broken():
         yield 0.0, np.zeros((1, 1, 3), np.uint8)
@@ -160,19 +188,22 @@ def test_silence_is_the_exact_words_and_a_long_stream_forgets(folder, film, caps
     _, told = lines(capsys)
     assert " 0 old frames forgotten" not in told
 
-    class Parrot:
-        def see(self, images):
-            return images
-
-        def turn(self, rows, turns, *_):
-            said = next(self.words) if turns[0].frames else ""
-            return {0: Spoken(text=said)} if turns[0].frames else {}
-
-    parrot = Parrot()
-    parrot.words = iter(["NO REPLY", " NO REPLY", "NO REPLYING yet."])
+    parrot = Parrot(["NO REPLY", " NO REPLY", "NO REPLYING yet."])
     seen = [(k, np.zeros((1, 1, 3), np.uint8), time.perf_counter()) for k in range(3)]
     said = [one["text"] for one in watching.watch(parrot, seen, [(0.0, FIRST)], 1.0, 1, 5)]
     assert said == ["NO REPLY", "NO REPLY", "NO REPLYING yet."]
+
+
+def test_questions_are_asked_as_they_were_given_and_those_behind_the_end_are_named(folder, film, capsys, monkeypatch):
+    parrot, questions = Parrot(["NO REPLY"] * 3), [(2.0, "b"), (0.0, "Why?"), (0.0, "And?"), (2.0, "a"), (9.0, "Late?")]
+    seen = [(k, np.zeros((1, 1, 3), np.uint8), time.perf_counter()) for k in range(3)]
+    assert len(list(watching.watch(parrot, seen, questions, 1.0, 1, 5))) == 3
+    assert parrot.asked == ["Why?", "And?", "b", "a"] and questions == [(9.0, "Late?")]
+    given, original = [], watching.watch
+    monkeypatch.setattr(watching, "watch", lambda stream, seen, asked, *more: given.extend(asked) or original(stream, seen, asked, *more))
+    assert main(["watch", str(film), "--question", SECOND, "--ask", f"0:{FIRST}", "--ask", "99:Late?", "--model", str(folder)]) == 0
+    assert given == [(0.0, SECOND), (0.0, FIRST), (99.0, "Late?")]
+    assert "; never asked: 'Late?' (99 s)" in lines(capsys)[1].splitlines()[-1]
 
 
 def test_the_newest_rl_checkpoint_is_the_default(tmp_path):
@@ -195,7 +226,14 @@ def test_questions_that_cannot_be_asked(text):
 
 @pytest.mark.parametrize("more, says", [
     ([], "nothing is asked"), (["--question", "  "], "nothing is asked"), (["--question", "Q", "--queue", "0"], "--queue"),
-    (["--question", "Q", "--speed", "-1"], "--speed"), (["--question", "Q", "--context", "60"], "does not fit a context of 60"),
+    *((["--question", "Q", "--speed", speed], ": --speed must be") for speed in ("-1", "nan", "inf", "1000000", "1e-300")),
+    (["--question", "Q", "--context", "0"], "--context"), (["--question", "Q", "--max-new-tokens", "0"], "--max-new-tokens"),
+    (["--question", "Q", "--late", "drop"], "--late drop needs --speed"),
+    (["--question", "Q", "--context", "60"], "does not fit a context of 60"),
+    (["--question", "Q", "--context", "100"], "for its reply does not fit a context of 100: raise --context, or lower --max-new-tokens"),
+    (["--question", "Q", "--max-new-tokens", "9000"], "for its reply does not fit a context of 8192: raise --context, or lower --max-new"),
+    (["--question", "Q", "--graphs", "--context", str(10**14)], "not enough memory: lower --context"),
+    (["--question", "Q", "--graphs", "--context", str(10**30)], "--context"),
     (["--question", "Q", "--model", "nowhere"], "nowhere")])  # fmt: skip
 def test_bad_input_is_one_sentence(folder, film, capsys, more, says):
     model = [] if "--model" in more else ["--model", str(folder)]
@@ -204,8 +242,20 @@ def test_bad_input_is_one_sentence(folder, film, capsys, more, says):
     assert says in told and "Traceback" not in told
 
 
+def test_without_an_output_there_is_nothing_to_watch_for(folder, film, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["watch", str(film), "--question", FIRST, "--model", str(folder)]) == 2
+    assert "standard output is closed" in capsys.readouterr().err
+
+
+def test_help_says_what_can_be_typed(capsys):
+    with pytest.raises(SystemExit):
+        main(["watch", "--help"])
+    assert "questions typed in the terminal" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_video_that_is_none(folder, tmp_path, capsys):
     (tmp_path / "x.mp4").write_bytes(b"no video" * 100)
-    for video, says in (("missing.mp4", "does not exist"), (str(tmp_path / "x.mp4"), "cannot be read as a video")):
+    for video, says in (("missing.mp4", "does not exist"), (str(tmp_path), "is a folder"), ("http://127.0.0.1:1/x", "check the address"), (str(tmp_path / "x.mp4"), "cannot be read as a video")):
         assert main(["watch", video, "--question", "Q", "--model", str(folder)]) == 2
         assert says in capsys.readouterr().err

@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..files import sha256_file
 from ..progress import side_by_side
 
+PATIENCE = (10.0, 10.0)  # s that a server may take to open a video, and for each read of it
 SIDE = 28  # pixels of one visual token: patches of 14, merged 2 x 2
 CACHE = "v1"  # raise it when the pixels change, so that old caches are not taken for new ones
 # The last two flags keep swscale to code that gives the same pixels on every processor.
@@ -45,13 +46,13 @@ def fit_size(width: float, height: float, max_tokens: int) -> tuple[int, int]:
 
 
 def frames(path: Path | str, interval: float, *, max_tokens: int) -> Iterator[tuple[float, np.ndarray]]:
-    """Yield (time in s, uint8 RGB [H, W, 3]) for each time (k-1)*interval below the duration; `path`: a file or a URL.
+    """Yield (time in s, uint8 RGB [H, W, 3]) for each time (k-1)*interval below the duration; `path`: a file, FIFO or URL.
 
     A frame is the last picture whose presentation time is not later. Rotation and mirroring apply, pixels become
     square, alpha is dropped, colours follow the file's tags (none: as BT.601). All frames have the size that
     `fit_size` gives for the first picture. Errors: UserError, before the first frame, for a file that is missing,
     empty, or without moving pictures; where it shows, for one that is damaged or ends earlier than it states by
-    more than 1 s and 5 percent.
+    more than 1 s and 5 percent, and for a server that says nothing for `PATIENCE`.
     """
     if not 0.001 < interval < math.inf:
         raise UserError(f"a frame interval of {interval} s cannot be used: give more than 0.001 seconds.")
@@ -69,16 +70,22 @@ def frames(path: Path | str, interval: float, *, max_tokens: int) -> Iterator[tu
             shown = picture
 
 
+def address(path: Path | str) -> str:
+    """What FFmpeg is to open: a URL or the like (`pipe:0`) as it is, else a file, FIFO or device; UserError when it is not there."""
+    if not os.path.exists(path) and re.match(r"[\w+.,-]{2,}:", str(path)):
+        return str(path)
+    if not os.path.exists(path) or os.path.isdir(path):
+        raise UserError(f"{path} does not exist or is a folder: check the name.")
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise UserError(f"{path} is empty: fetch or encode the video again.")
+    return f"file:{path}" if os.path.isfile(path) else os.path.abspath(path)  # names of files may hold colons
+
+
 @contextmanager
 def _opened(path):
     """(container, first video stream), one thread; what FFmpeg refuses in the block becomes a UserError."""
-    remote = "://" in str(path)
-    if not remote and not Path(path).is_file():
-        raise UserError(f"{path} does not exist or is not a file: check the name.")
-    if not remote and not Path(path).stat().st_size:
-        raise UserError(f"{path} is empty: fetch or encode the video again.")
     try:
-        with av.open(str(path) if remote else f"file:{path}", metadata_errors="replace") as container:  # names may hold colons
+        with av.open(address(path), metadata_errors="replace", timeout=PATIENCE if "://" in str(path) else None) as container:
             # FFmpeg takes the cover of a song for a video, and any .txt for a recorded terminal.
             films = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
             stream = next(films, None)
@@ -89,8 +96,9 @@ def _opened(path):
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.FFmpegError as error:
-        raise UserError(f"{path} cannot be read as a video ({error.strerror}): it is damaged, cut short or "
-                        "something else; fetch or encode it again.") from None
+        reason = f"no answer for {PATIENCE[1]:g} s" if isinstance(error, av.ExitError) else error.strerror
+        advice = "it is damaged, cut short or something else; fetch or encode it again" if os.path.exists(path) else "check the address"
+        raise UserError(f"{path} cannot be read as a video ({reason}): {advice}.") from None
 
 
 def _decoded(path, container, stream):
