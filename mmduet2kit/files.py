@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from .errors import UserError
@@ -31,9 +32,10 @@ def write_json(path: Path | str, value) -> Path:
     return write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def _text(path: Path | str) -> str:
+def _text(path: Path | str, most: int | None = None) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            return "".join(islice(file, most))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: check the name, or run the stage that makes it.") from None
     except UnicodeDecodeError as error:
@@ -57,9 +59,9 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping]) -> Path:
     return write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_jsonl(path: Path | str) -> list[dict]:
-    """Read one JSON object a line; a broken line raises UserError naming it."""
-    lines = enumerate(_text(path).split("\n"), start=1)  # JSON may hold other ends of lines
+def read_jsonl(path: Path | str, most: int | None = None) -> list[dict]:
+    """Read one JSON object a line, of the first `most` lines (None: all); a broken line raises UserError naming it."""
+    lines = enumerate(_text(path, most).split("\n"), start=1)  # JSON may hold other ends of lines
     return [_parsed(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
