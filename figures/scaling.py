@@ -1,6 +1,6 @@
 """The README's scaling page: GB and hours a stage of the profile `paper` on 1, 8 and 16 GPUs, by the cost model (cost.py)."""
 
-from cost import ASSUMED_MFU, PEAK, VIDEO_S, Speed, flops, hours, plans, speed, tokens_of
+from cost import ASSUMED_MFU, PEAK, VIDEO_S, Speed, disk_gb, flops, hours, longest, plans, speed, study_hours, tokens_of
 from mmduet2kit.profile import Profile, load_profile
 
 GPUS = (1, 8, 16)
@@ -21,15 +21,22 @@ def page(profile: Profile | None = None, fast: Speed | None = None) -> str:
         spent = " | ".join(f"{found[n][stage]['hours']:.1f}" for n in GPUS)
         lines.append(f"| {stage} | {found[GPUS[1]][stage]['bound']} | {spent} | {THEIRS[stage][1]:.0f} on {THEIRS[stage][0]} H800 | "
                      f"{found[1][stage]['gb']:.0f} |")  # fmt: skip
-    longest = {"SFT": (profile.sft.max_tokens, profile.sft.freeze_vision),
-               "RL": (profile.rl.max_prompt + profile.rl.max_response, profile.rl.freeze_vision)}  # fmt: skip
-    lines += ["", "| GB a card, at the longest sample | " + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in GPUS) + " |", "|---|" + "---|" * len(GPUS)]
-    for what, (tokens, frozen) in longest.items():
-        for plan in plans(profile, 1, tokens, frozen):
-            lines.append(f"| {what}, {tokens} tokens: {plan} | " + " | ".join(f"{plans(profile, n, tokens, frozen)[plan]:.0f}" for n in GPUS) + " |")
+    whole = {n: study_hours(profile, n, fast) for n in GPUS}
+    lines.append("| all that the notebooks train and test | | " + " | ".join(f"{sum(whole[n].values()):.1f}" for n in GPUS) + " | not told | |")
+    largest = sorted(whole[GPUS[1]].items(), key=lambda one: -one[1])[:4]
+    disk = disk_gb(profile)
+    lines += ["", f"Of the whole on {GPUS[1]} GPUs, the largest parts are " + ", ".join(f"{name} {spent:.1f} h" for name, spent in largest)
+              + " (the threshold baseline and the tests have one GPU; the baseline takes the memory of SFT on one). The run takes at most "
+              f"{sum(disk.values()):.0f} GB of disk beside the dataset: " + ", ".join(f"{name} {gb:.0f}" for name, gb in disk.items()) + "."]
+    at = [longest(profile, n) for n in GPUS]
+    lines += ["", "| GB a card of 80 GB, at the longest sample | " + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in GPUS) + " |", "|---|" + "---|" * len(GPUS)]
+    for what, sample in list(at[0].items())[:-1]:  # the threshold baseline takes what SFT takes on one
+        for plan in plans(profile, **sample):
+            lines.append(f"| {what}, {sample['tokens']} tokens: {plan} | " + " | ".join(f"{plans(profile, **one[what])[plan]:.0f}" for one in at) + " |")
     tokens, frames = tokens_of(profile, VIDEO_S)
     work = profile.sft.steps * profile.sft.batch * flops(profile, tokens, frames, profile.sft.freeze_vision)["useful"]
-    used = work / (THEIRS["sft"][0] * THEIRS["sft"][1] * 3600 * PEAK)
+    theirs = {stage: cards * spent * 3600 * PEAK for stage, (cards, spent) in THEIRS.items()}
+    used, rolled = work / theirs["sft"], profile.rl.steps * profile.rl.batch * flops(profile, tokens, frames, profile.rl.freeze_vision)["useful"] / theirs["rl"]
     side = 28 * 28 * 3 * profile.video.visual_tokens / 1e9
     stored = {every: VIDEOS * VIDEO_S / every * side for every in profile.video.intervals}
     more = {n: hours(ten, n, fast)["sft"]["hours"] for n in GPUS}
@@ -38,6 +45,9 @@ def page(profile: Profile | None = None, fast: Speed | None = None) -> str:
               f"Decoded frames of {VIDEOS} videos take {stored[2.0]:.0f} GB at 2 s and {stored[1.0]:.0f} GB at 1 s. With {DATA_TIMES} times the data, SFT takes "
               + ", ".join(f"{more[n]:.0f} h on {n}" for n in GPUS) + ", frames outgrow a machine's disk, and RL, whose steps are counted, "
               "stays as it is.", "",
+              f"For RL the model says {found[THEIRS['rl'][0]]['rl']['hours']:.1f} h where the paper took {THEIRS['rl'][1]:.0f} h: it is not calibrated yet, "
+              f"and that run was far below peak (its training is {100 * rolled:.1f} percent of its cards'): the released code sends all pictures so far to the "
+              "engine at every turn, asks a remote judge and keeps weights and optimizer in the machines' memory, none of which is counted here.", "",
               f"The model counts 6 FLOPs a token and parameter, attention by its length, and 2 more FLOPs where activations are computed again; "
               f"until `python tests/benchmarks/gpu_check.py` has run on a GPU, {100 * ASSUMED_MFU:.0f} percent of the peak is an assumption. "
               "`./run_all.sh doctor --profile P` says the same for your machine before anything is spent."]  # fmt: skip

@@ -42,8 +42,7 @@ def run(args) -> None:
     profile = load_profile(args.profile)
     if profile.dataset:
         dataset = Dataset(profile.data)
-        if missing := dataset.missing([profile.video.train_interval]):
-            raise UserError(f"The dataset {profile.data} lacks {', '.join(missing)}: put or link a built one there, or change `dataset`.")
+        dataset.check(profile.video.train_interval)
         print(f"The dataset {profile.data} is used as it is.")
     else:
         dataset = build(profile, profile.data, lines)

@@ -1,6 +1,5 @@
 """`mmduet2 doctor`: before anything is spent, what a profile needs against what is there; and what reviewers check."""
 
-import os
 import platform
 import shutil
 import sys
@@ -15,10 +14,10 @@ from .profile import Profile, add_profile_arguments, load_profile
 from .report import STUDY, TINY  # it makes the modules of figures/ importable
 
 from artifact import artifact_table  # isort: skip
-from cost import hours, memory_gb, parameters, plans, speed  # isort: skip
+from cost import TESTS, disk_gb, parameters, told_hours, told_memory  # isort: skip
 
 OK, WARNING, STOP = "ok", "warning", "stop"
-DISK_GB = 5  # tiny: the environment takes 2 GB, and a run's videos and checkpoints
+DISK_GB = {"environment, videos and checkpoints": 5.0}  # tiny: the environment takes 2 GB
 Line = tuple[str, str]  # status, what was found and what to do
 
 
@@ -26,9 +25,9 @@ def machine(profile: Profile) -> Iterator[Line]:
     """Python, disk, packages."""
     fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
     yield OK if fits else STOP, f"Python {platform.python_version()} (3.11 or 3.12 is needed)"
-    needed = DISK_GB if not big(profile) else DISK_GB + sum(parameters(profile.model).values()) * (14 * 2 + 2 * 3) / 1e9
-    free = shutil.disk_usage(".").free / 1e9
-    yield OK if free >= needed else STOP, f"{free:.0f} GB free here ({needed:.0f} GB are needed: environment, checkpoints, models)"
+    parts, free = disk_gb(profile) if big(profile) else DISK_GB, shutil.disk_usage(".").free / 1e9
+    told = ", ".join(f"{name} {gb:.0f}" for name, gb in parts.items())
+    yield OK if free >= sum(parts.values()) else STOP, f"{free:.0f} GB free here ({sum(parts.values()):.0f} GB are needed: {told})"
     wanted, found = pins(), versions()
     missing = [name for name in wanted["core"] if name not in found]
     yield OK if not missing else STOP, f"packages missing: {', '.join(missing) or 'none'}" + "; ./run_all.sh installs them" * bool(missing)
@@ -58,35 +57,19 @@ def cards(profile: Profile) -> Iterator[Line]:
     if not count:
         yield STOP, f"GPUs: none found, and {profile.name} trains {sum(parameters(profile.model).values()) / 1e9:.1f} billion parameters: start it where there are"
         return
-    size, rl = min(torch.cuda.get_device_properties(k).total_memory for k in range(count)) / 1e9, profile.rl
-    for what, tokens, frozen in (("SFT", profile.sft.max_tokens, profile.sft.freeze_vision),
-                                 ("RL", rl.max_prompt + rl.max_response, rl.freeze_vision)):
-        need = memory_gb(profile, profile.launch, count, tokens, frozen)["sum"]
-        text = f"{what}: {need:.0f} GB a card, there are {count} of {size:.0f} GB"
-        fitting = [name for name, gb in plans(profile, count, tokens, frozen).items() if gb <= size]
-        advice = f"; these memory plans fit: {', '.join(fitting) or 'none'} (section launch of the profile)"
-        yield (OK, text) if need <= size else (STOP, text + advice)
+    for good, text in told_memory(profile, count, min(torch.cuda.get_device_properties(k).total_memory for k in range(count)) / 1e9):
+        yield OK if good else STOP, text
     used = attention_for(profile.model.attention)
     yield OK if used != "sdpa" else WARNING, f"attention: {used}" + " (flash-attn is not installed)" * (used == "sdpa")
-    for what, many in (("rl.prompts", rl.prompts), ("sft.batch", profile.sft.batch)):
+    for what, many in (("rl.prompts", profile.rl.prompts), ("sft.batch", profile.sft.batch)):
         if many % count:
             yield STOP, f"{what} = {many} is no multiple of {count} GPUs: change it, or use fewer (CUDA_VISIBLE_DEVICES)"
 
 
 def inputs(profile: Profile) -> Iterator[Line]:
     """Data, weights, judge."""
-    if profile.dataset:
-        folder, missing = profile.data, Dataset(profile.data).missing([profile.video.train_interval])
-        told = f"{folder} lacks {', '.join(missing)}: put or link the built dataset there" if missing else f"found in {folder}"
-        yield STOP if missing else OK, f"data: {told}"
-    else:
-        yield OK, "data: made here, from no download"
-    if profile.model.path is None:
-        yield OK, "weights: none needed, the base model is made here"
-    else:
-        there = _weights(profile.model.path)
-        yield (OK, f"weights: found in {there}") if there else (WARNING, f"weights: {profile.model.path} is not on this machine; they are "
-               f"downloaded at first use (huggingface-cli download {profile.model.path}), {2 * sum(parameters(profile.model).values()) / 1e9:.0f} GB")  # fmt: skip
+    yield dataset(profile) if profile.dataset else (OK, "data: made here, from no download")
+    yield weights(profile) if big(profile) else (OK, "weights: none needed, the base model is made here")
     if profile.judge.name != "llm":
         yield OK, f"judge: {profile.judge.name}, no endpoint needed"
         return
@@ -94,20 +77,44 @@ def inputs(profile: Profile) -> Iterator[Line]:
 
     try:
         judge = judge_of(profile, cache=":memory:")
-        score = judge.correctness("What shows up?", "A red circle.", "A red circle.", 4)
-        told = f"{profile.judge.model or os.environ.get('MMDUET2_JUDGE_MODEL')} gives a right answer {score} of 4"
-        yield (OK if score == 4 else WARNING, f"judge: {told}") if score is not None else (STOP, "judge: the endpoint gave no level: is it up?")
+        score, asked = judge.correctness("What shows up?", "A red circle.", "A red circle.", 4), judge.judge.endpoint
+        lost = f"judge: {asked.url} gave no level as {asked.model!r}: is it right, and up, and is that one of its models?"
+        yield (STOP, lost) if score is None else (OK if score == 4 else WARNING, f"judge: {asked.model} gives a right answer {score} of 4")
     except UserError as error:
         yield STOP, f"judge: {error}"
 
 
-def _weights(name: str) -> Path | None:
-    if (Path(name) / "config.json").is_file():
-        return Path(name)
+def weights(profile: Profile) -> Line:
+    """A named model: in a folder, in the hub's cache, or to be downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
+    name = profile.model.path
+    try:
+        found = f"{name}/config.json" if Path(name).is_dir() else try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name that the hub could have
+        found = name
+    if not isinstance(found, str):
+        return WARNING, (f"weights: {name} is not on this machine; they are downloaded at first use (huggingface-cli download {name}), "
+                         f"{2 * sum(parameters(profile.model).values()) / 1e9:.0f} GB")  # fmt: skip
+    if not Path(found).is_file():
+        return STOP, f"weights: {name!r} is neither a folder with a config.json nor a name on the hub: mend model.path"
+    return OK, f"weights: found in {Path(found).parent}"
+
+
+def dataset(profile: Profile) -> Line:
+    """A named dataset, opened as a run opens it, at both intervals: notebook 08 trains on the second."""
+    data, own = Dataset(profile.data), ("offline_dev.jsonl", "offline_test.jsonl", "scenes/test.json", "onsets/test.json")
+    try:
+        for interval in dict.fromkeys(profile.video.intervals):
+            data.check(interval)
+        there = {split: {record["domain"] for record in data.benchmark(split)} for split in ("dev", "test")}
+    except (UserError, OSError) as error:
+        return STOP, f"data: {error}"
+    if bare := [f"{split}.json" for split in there if not {"WEB", "EGO"} <= there[split]]:
+        return STOP, f"data: {' and '.join(bare)} of {data.folder} lacks WEB or EGO, on which trainings are watched and tested: add such records"
+    lost = sorted(set(TESTS) - there["test"]) + [name for name in own if not (data.folder / name).is_file()]
+    told = f", but without {', '.join(lost)}: a notebook that needs one of them stops there (01 and 03 show such files, 06 tests all domains)"
+    return WARNING if lost else OK, f"data: found in {data.folder}" + told * bool(lost)
 
 
 def time_needed(profile: Profile) -> Iterator[Line]:
@@ -115,8 +122,8 @@ def time_needed(profile: Profile) -> Iterator[Line]:
     for place in (profile.run_dir, STUDY, TINY):
         if (place / "manifest.json").is_file():
             found = read_manifest(place / "manifest.json")
-            minutes = [sum(one["minutes"] or 0 for one in tries) for tries in found["stages"].values()]
-            if found.get("profile") == profile.name and minutes:
+            minutes = [sum(one.get("minutes") or 0 for one in tries) for tries in found["stages"].values()]
+            if found.get("profile") == profile.name and "10_report" in found["stages"]:
                 yield OK, f"time: about {sum(minutes):.0f} minutes, as {place}/manifest.json recorded"
                 return
     if not big(profile):
@@ -124,10 +131,7 @@ def time_needed(profile: Profile) -> Iterator[Line]:
         return
     import torch
 
-    gpus, fast = max(1, torch.cuda.device_count()), speed()
-    found = hours(profile, gpus, fast)
-    told = ", ".join(f"{name} {one['hours']:.0f} h ({one['bound']})" for name, one in found.items())
-    yield OK, f"time on {gpus} GPUs: {told}; cost model, {fast.source}"
+    yield OK, told_hours(profile, max(1, torch.cuda.device_count()))
 
 
 def add_arguments(parser) -> None:

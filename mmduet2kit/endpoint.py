@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections import Counter
@@ -38,12 +39,8 @@ class Endpoint:
                                    limits=httpx.Limits(max_connections=parallel))
         self.retry = dict(stop=stop_after_attempt(attempts), retry=retry_if_exception(_may_pass), reraise=True,
                           wait=wait_random_exponential(multiplier=0.5, max=longest_wait_s))  # fmt: skip
-        self.lock, self.counts, self.next = threading.Lock(), Counter(), 0.0
-        try:
-            self.store = sqlite3.connect(cache, check_same_thread=False, timeout=60)
-            self.store.execute("create table if not exists answers (key text primary key, answer text)")
-        except sqlite3.Error as error:
-            raise UserError(f"{cache} is not a cache of judgements ({error}): give another file.") from None
+        self.lock, self.counts, self.next, self.cache, self.store = threading.Lock(), Counter(), 0.0, cache, None
+        self._kept("select 1")
 
     def ask(self, key: str, messages: list[dict], parse: Callable[[str], str | None], **options) -> str | None:
         """The answer to these messages, as `parse` takes it (None: unusable, counted as unparsed, not kept); None where there is none.
@@ -51,7 +48,7 @@ class Endpoint:
         key: of the cache; messages and whatever decides the answer must be in it. options: of the request (max_tokens, ...).
         """
         with self.lock:
-            row = self.store.execute("select answer from answers where key = ?", (key,)).fetchone()
+            row = self._kept("select answer from answers where key = ?", key)
             self.counts["from_cache" if row else "asked"] += 1
         if row:
             return row[0]
@@ -59,17 +56,31 @@ class Endpoint:
             for attempt in Retrying(**self.retry):
                 with attempt:
                     text, usage = self._post({"model": self.model, "messages": messages, "temperature": 0.0, "max_tokens": 2048} | options)
-        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError):
             return self._count("failed")
         answer = parse(text)
         with self.lock:
             if isinstance(usage, dict):
                 self.counts.update({k: v for k, v in usage.items() if k in TOKENS and isinstance(v, int)})
             if answer is not None:
-                with self.store:
-                    self.store.execute("insert or replace into answers values (?, ?)", (key, answer))
+                self._kept("insert or replace into answers values (?, ?)", key, answer)
                 return answer
         return self._count("unparsed")
+
+    def _kept(self, what: str, *values: str) -> tuple | None:
+        """A row of the cache, which ranks share; where it cannot be used (a lock that stays, a full or read-only disk), of one in memory."""
+        for place in (self.cache, ":memory:"):
+            try:
+                if self.store is None:
+                    self.store = sqlite3.connect(place, check_same_thread=False, timeout=120)
+                    self.store.execute("create table if not exists answers (key text primary key, answer text)")
+                with self.store:
+                    return self.store.execute(what, values).fetchone()
+            except sqlite3.OperationalError as error:
+                self.cache, self.store = ":memory:", None
+                print(f"{place}: {error}; what the {self.who} answers from now on is not kept there, and asked again after a restart.", file=sys.stderr)
+            except sqlite3.Error as error:
+                raise UserError(f"{place} is not a cache of judgements ({error}): give another file.") from None
 
     def _post(self, body: dict) -> tuple[str, object]:
         with self.lock:  # each request has its turn

@@ -79,21 +79,21 @@ class Dialogue(_Section):
 
 
 class Model(_Section):
-    path: str | None  # a Hugging Face folder or name; None: made and trained here
+    path: Annotated[str, Field(min_length=1)] | None  # a Hugging Face folder or name; None: made and trained here
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: flash-attn where it is installed, else sdpa
-    hidden: Count | None = None
-    layers: Count | None = None
-    heads: Count | None = None
-    kv_heads: Count | None = None
-    head_dim: Count | None = None
-    intermediate: Count | None = None
-    vision_hidden: Count | None = None
-    vision_layers: Count | None = None
-    vision_heads: Count | None = None
-    vision_intermediate: Count | None = None
-    vocabulary: Count | None = None
-    init_range: Size | None = None
+    hidden: Count  # sizes: of the model that is made here; of a named one they must be its own, for the cost model
+    layers: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    intermediate: Count
+    vision_hidden: Count
+    vision_layers: Count
+    vision_heads: Count
+    vision_intermediate: Count
+    vocabulary: Count
+    init_range: Size
 
 
 class _Training(_Section):
@@ -136,6 +136,7 @@ class RL(_Training):
     vllm_memory: Share  # of a GPU's memory, for vLLM while it generates
     importance_cap: Size  # of the weights that correct for vLLM's log-probs (truncated importance sampling)
     segment_turns: Counts
+    segment_seconds: Sizes | None = Field(None, exclude_if=lambda seconds: seconds is None)  # instead; unset, no part of the digest
     loss: Literal["dapo", "bnpo", "grpo"]
     beta: Amount
     clip: Size
@@ -144,6 +145,10 @@ class RL(_Training):
     weights: tuple[Amount, Amount, Amount, Amount]
     prefix_chars: Count
     eval_steps: Count
+
+    def turns(self, every: float) -> tuple[int, int]:
+        """The shortest and the longest segment, in turns of `every` s."""
+        return self.segment_turns if self.segment_seconds is None else tuple(max(1, round(s / every)) for s in self.segment_seconds)
 
 
 class Launch(_Section):
@@ -221,6 +226,12 @@ class Profile(_Section):
     run_dir = property(lambda self: Path("runs") / self.name)
     results = property(lambda self: self.run_dir / "results")
     data = property(lambda self: Path(self.dataset) if self.dataset else self.run_dir / "data")
+
+    def at(self, every: float) -> "Profile":
+        """The profile of an arm that trains on a frame every `every` s: its budgets of tokens hold the same seconds (upstream's 1 s script)."""
+        budgets = {part: {name: round(getattr(getattr(self, part), name) * self.video.train_interval / every) for name in names}
+                   for part, names in (("sft", ["max_tokens"]), ("rl", ["max_prompt", "max_response"]))} | {"video": {"train_interval": every}}  # fmt: skip
+        return self.model_copy(update={part: getattr(self, part).model_copy(update=new) for part, new in budgets.items()})
 
     def sft_arm(self, every: float, weight: float) -> str:
         """What a frame `every` so many s and this NO REPLY weight add to an SFT model's name; nothing for the main one."""

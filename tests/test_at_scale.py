@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from mmduet2kit.chat import ChatEncoder
 from mmduet2kit.dialogue import NO_REPLY
+from mmduet2kit.errors import UserError
 from mmduet2kit.model import load, save
 from mmduet2kit.profile import Launch, load_profile
 from mmduet2kit.score import MemoJudge
@@ -165,6 +166,29 @@ def test_a_slow_judge_is_asked_while_the_model_still_speaks(material):
     rollout.judge_rollouts([done], [segment], judge, rl)
     assert slow.asked == asked  # nothing is asked again
     assert done.reward == rollout.reward_of(done.turns, segment, MemoJudge(LengthJudge()), rl)
+
+
+def test_a_judge_that_fails_is_not_asked_ahead_again_and_stops_a_step_that_lost_a_fifth(material):
+    segment, rl = material[1][0], load_profile("tiny").rl
+    times, dead = segment.rollout_times(), SlowJudge()
+    dead.correctness = lambda *given: None
+    early = rollout.EarlyJudge([segment], MemoJudge(dead), rl)
+    said = [Spoken(text=f"Reply number {k}.") for k in range(len(times))]
+    early.heard(0, said)
+    early.jobs[0].result()
+    early.heard(0, said)
+    early.wait()
+    assert len(early.jobs) == 1
+    done = [rollout.Rollout([], turns=list(zip(times, (one.text for one in said)))) for _ in range(2)]
+    rollout.judge_rollouts(done, [segment] * 2, MemoJudge(LengthJudge()), rl)
+    assert rollout.statistics(done, 2, rl.weights)["judge_dropped"] == 0.0
+    rollout.judge_rollouts(done, [segment] * 2, MemoJudge(dead), rl)
+    lost = rollout.dropped([one.reward for one in done])
+    assert 0.2 < lost < 1  # whether a reply says anything new was still answered
+    with pytest.raises(UserError, match=f"no answer to {100 * lost:.0f} percent of a step's questions .* last checkpoint"):
+        rollout.statistics(done, 2, rl.weights)
+    few = dict(done[0].reward.counts, dropped_scores=1, judged=5)
+    assert rollout.statistics([replace(one, reward=replace(one.reward, counts=few)) for one in done], 2, rl.weights)["judge_dropped"] == 0.2
 
 
 def test_a_judge_that_takes_one_question_at_a_time_is_not_asked_ahead(material):

@@ -1,15 +1,26 @@
 """`doctor` and the cost model: counted parameters are the models', plans shrink, and what is missing is said with what to do."""
 
+import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 
 from mmduet2kit import cli, doctor
+from mmduet2kit.corpus import dialogues
+from mmduet2kit.corpus.films import annotate
+from mmduet2kit.corpus.world import plan
+from mmduet2kit.dialogue import to_rl_row, to_sft_row
+from mmduet2kit.files import read_json, write_json, write_jsonl
 from mmduet2kit.model import freeze_vision, make_model
 from mmduet2kit.profile import load_profile
 
 import cost
+import scaling
 from artifact import artifact_table
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 
@@ -53,15 +64,60 @@ def test_work_is_what_the_rules_of_thumb_say():
 
 def test_memory_plans_are_ordered_and_the_stated_cards_hold_them():
     profile = load_profile("single_gpu")
-    for tokens, frozen in ((profile.sft.max_tokens, True), (profile.rl.max_prompt + profile.rl.max_response, False)):
-        one = cost.plans(profile, 1, tokens, frozen)
-        assert one["8-bit Adam"] < one["plain"] < 120  # the profile says: 141 GB as it is, 80 GB with one of these
-        assert one["8-bit Adam"] < 76 and one["ZeRO-2, offloaded"] < 76
-        eight = cost.plans(profile, 8, tokens, frozen)
-        assert eight["ZeRO-3"] < eight["ZeRO-2"] < one["ZeRO-2"]
-        assert cost.plans(load_profile("paper"), 8, tokens, frozen)["ZeRO-2"] < 76
+    for what, sample in cost.longest(profile, 1).items():
+        one = cost.plans(profile, **sample)
+        assert one["8-bit Adam"] < one["plain"] and one["ZeRO-2, offloaded"] < 76  # the profile says: 141 GB as it is, 80 GB with offloading
+        assert cost.plans(profile, card=141, **sample)["plain"] < 136 and (one["8-bit Adam"] < 76) == (what != "RL at 1 s")
+        eight = cost.plans(load_profile("paper"), **(sample | {"gpus": 8}))
+        assert eight["ZeRO-3"] < eight["ZeRO-2"] < one["ZeRO-2"] and eight["ZeRO-2"] < 76
     parts = cost.memory_gb(profile, profile.launch, 1, 10_000, True)
     assert parts["optimizer"] == pytest.approx(8e-9 * (3_754_622_976 - cost.parameters(profile.model)["vision"]))
+
+
+def test_memory_counts_a_tower_that_trains_and_vllm_while_it_is_awake():
+    profile, tokens = load_profile("paper"), 25_650
+    take = lambda **more: cost.memory_gb(profile, profile.launch, 8, tokens, **more)  # noqa: E731
+    seen = 32 * 2 * 1280 * 4 * 128 * tokens / cost.frame_tokens(profile) / 1e9  # what 32 layers keep of all frames, in bfloat16
+    assert take(frozen=False)["activations"] - take(frozen=True)["activations"] == pytest.approx(seen)
+    awake = take(frozen=False, shared=0.25, card=80)
+    assert awake["vllm"] == 20 and awake["sum"] == take(frozen=False)["sum"]  # activations are larger, and never beside it
+    assert take(frozen=False, shared=0.9, card=80)["sum"] == pytest.approx(
+        72 + cost.CONTEXT_GB + cost.SPARE * sum(awake[name] for name in ("weights", "gradients", "optimizer")))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["paper", "single_gpu"])
+def test_what_is_counted_is_what_the_notebooks_train(name):
+    """Their cells that start commands are run with a recorder in place of `run_commands`."""
+    profile, commands = load_profile(name), []
+    known = {"PROFILE": name, "profile": profile, "seeds": profile.seeds, "arms": profile.ablation.arms, "full": "rl",
+             "coarse": profile.video.train_interval, "fine": profile.video.test_interval, "Tables": MagicMock(), "show": MagicMock(),
+             "run_commands": lambda profile, chains, **_: commands.extend(one.split() for chain in chains for one in chain)}  # fmt: skip
+    for path in sorted(Path("notebooks").glob("0[3-8]_*.ipynb")):
+        cells = ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
+        for cell in (cell for cell in cells if "run_commands(" in cell):
+            exec(cell, known)
+    found = set()
+    for command in (one for one in commands if one[0] in ("sft", "grpo")):
+        told = dict(zip(command[1::2], command[2::2])) if "--threshold" not in command else {"--threshold": ""}
+        arm = profile.sft_arm(float(told.get("--interval", profile.video.train_interval)), float(told.get("--no-reply-weight", 1.0)))
+        stem = "threshold" if "--threshold" in told else {"sft": "sft", "grpo": "rl"}[command[0]]
+        found.add(stem + arm + "".join(f"-{told[key]}" for key in ("--arm", "--form") if key in told))
+    assert found == set(cost.trainings(profile))
+    assert cost.trainings(profile)["sft-1s"] == ("sft", 1.0, profile.ablation.sft_steps)
+
+
+def test_the_whole_runs_hours_and_disk_are_the_sums_that_doctor_and_the_readme_print(monkeypatch):
+    profile, fast = load_profile("paper"), cost.Speed()
+    whole, disk = cost.study_hours(profile, 8, fast), cost.disk_gb(profile)
+    assert whole["threshold"] == cost.hours(profile, 1, fast)["sft"]["hours"] and whole["rl"] == cost.hours(profile, 8, fast)["rl"]["hours"]
+    assert whole["rl-1s"] > 1.5 * whole["rl"] and whole["tests"] > 1 and sum(whole.values()) > 10 * whole["rl"]
+    assert disk["2 checkpoints"] == pytest.approx(2 * 52.6, abs=0.1) and disk["11 models"] == pytest.approx(11 * 7.5, abs=0.2)
+    text = scaling.page(profile, fast)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(cost, "speed", lambda: fast)
+    (_, told), = doctor.time_needed(profile)
+    assert f"{sum(whole.values()):.0f} h for all" in told and "threshold" in told and f"| {sum(whole.values()):.1f} |" in text
+    assert f"{sum(disk.values()):.0f} GB of disk" in text and "not calibrated" in text
 
 
 def test_hours_fall_with_cards_and_speed_is_measured_or_said_to_be_assumed(tmp_path):
@@ -87,6 +143,77 @@ def test_the_default_profile_needs_nothing(capsys):
     assert any("minutes, as" in line for line in lines)
 
 
+def made_by_hand(folder):
+    """A dataset at both intervals, of one video without a video file."""
+    profile, rng = load_profile("tiny"), np.random.default_rng(0)
+    for split, domain in (("sft", "train_web"), ("rl", "train_web"), ("dev", "WEB"), ("test", "WEB")):
+        record = annotate(plan(profile.world, split, domain, 0), split) | {"video": "v.mp4"}
+        write_json(folder / "scenes" / f"{split}.json", [record])
+        write_jsonl(folder / f"offline_{split}.jsonl", [to_sft_row(dialogues.offline_dialogue(record, rng, 1.0, (1, 3)))])
+        for every in (1.0, 2.0) if split in ("sft", "rl") else ():
+            d = dialogues.build_dialogue(profile, record, rng, every)
+            rows = map(to_rl_row, dialogues.build_segments(profile, d, rng, 3)) if split == "rl" else [to_sft_row(d)]
+            write_jsonl(folder / f"{split}_{every:g}s.jsonl", rows)
+        if split in ("dev", "test"):
+            asked = dialogues.benchmark_record(record, rng, ("any",))
+            write_json(folder / f"{split}.json", [asked | {"domain": name} for name in cost.TESTS])
+    (folder / "frames").mkdir()
+    np.save(folder / "frames" / "v.npy", np.zeros((100, 56, 56, 3), np.uint8))
+    write_json(folder / "frames.json", {"interval": 1.0, "videos": {"v.mp4": "v.npy"}})
+    write_json(folder / "onsets" / "test.json", {})
+    write_json(folder / "ledger.json", [])
+    (folder / "made_for.txt").write_text("by hand")
+    return folder
+
+
+def rewritten(name, change):
+    return lambda folder: write_json(folder / name, change(read_json(folder / name)))
+
+
+@pytest.mark.parametrize("damage, status, says", [
+    (lambda folder: None, "ok", "found in"),
+    *((lambda folder, name=name: (folder / name).write_text("garbage"), "stop", name) for name in (
+        "sft_2s.jsonl", "rl_2s.jsonl", "sft_1s.jsonl", "rl_1s.jsonl", "offline_sft.jsonl", "dev.json", "test.json", "frames.json", "scenes/sft.json",
+        "frames/v.npy")),
+    *((lambda folder, name=name: (folder / name).unlink(), "stop", name) for name in ("made_for.txt", "sft_1s.jsonl", "scenes/rl.json", "frames/v.npy")),
+    (lambda folder: shutil.copy(folder / "sft_2s.jsonl", folder / "sft_1s.jsonl"), "stop", "every 1 s"),
+    (lambda folder: (folder / "rl_2s.jsonl").write_text(""), "stop", "every 2 s"),
+    (lambda folder: np.save(folder / "frames" / "v.npy", np.zeros((3, 56, 56, 3), np.uint8)), "stop", "frames.json is damaged"),
+    (rewritten("frames.json", lambda found: found | {"interval": 2.0}), "stop", "every 1 s"),
+    (rewritten("dev.json", lambda rows: rows[:1]), "stop", "dev.json"),
+    (rewritten("test.json", lambda rows: rows[:2]), "warning", "without TV, VAD"),
+    (lambda folder: (folder / "onsets" / "test.json").unlink(), "warning", "onsets/test.json"),
+])  # fmt: skip
+def test_a_named_dataset_is_opened_as_a_run_opens_it(tmp_path, damage, status, says):
+    damage(made_by_hand(tmp_path))
+    found, text = doctor.dataset(load_profile("paper").model_copy(update={"dataset": str(tmp_path)}))
+    assert found == status and says in text and text.startswith("data: ") and "\n" not in text
+
+
+@pytest.mark.parametrize("change, code, says", [
+    ({"model": {"path": "/nonexistent/x"}}, 3, "'/nonexistent/x' is neither a folder with a config.json"),
+    ({"model": {"path": "no such name"}}, 3, "'no such name' is neither a folder"),
+    ({"model": {"path": "tests"}}, 3, "'tests' is neither a folder"),
+    ({"model": {"path": ""}}, 2, "'model.path' is wrong"), ({"model": {"hidden": None}}, 2, "'model.hidden' is wrong"),
+    ({"judge": {"url": "http://[::1", "model": "m"}}, 3, "http://[::1 gave no level as 'm'"),
+    ({"judge": {"url": "http://127.0.0.1:9/v1", "model": "m"}}, 3, "http://127.0.0.1:9/v1 gave no level as 'm'"),
+])  # fmt: skip
+def test_what_is_wrong_is_a_line_and_no_traceback(tmp_path, capsys, monkeypatch, change, code, says):
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    (tmp_path / "mine.yaml").write_text(json.dumps({"extends": "paper", "name": "mine", **change}))
+    assert cli.main(["doctor", "--profile", str(tmp_path / "mine.yaml")]) == code
+    out, err = capsys.readouterr()
+    assert len([line for line in (out + err).splitlines() if says in line]) == 1 and (code == 3 or err.count("\n") == 1)
+
+
+def test_a_record_of_a_part_of_a_run_or_without_minutes_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    profile = load_profile("smoke")
+    for stages, told in (({"01_x": [{}]}, "no run of this profile"), ({"01_x": [{}], "10_report": [{"minutes": 3}, {"minutes": None}]}, "about 3 minutes")):
+        write_json(profile.run_dir / "manifest.json", {"profile": "smoke", "stages": stages})
+        assert told in next(doctor.time_needed(profile))[1]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_what_the_paper_needs_is_told_before_anything_is_spent(capsys, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
@@ -105,7 +232,7 @@ def test_cards_that_are_too_small_are_told_which_plan_fits(monkeypatch):
 
     assert all(status != "stop" for status, text in with_cards(1, 141) if "GB a card" in text)
     told = [text for status, text in with_cards(1, 80) if status == "stop"]
-    assert told and all("8-bit Adam" in text and "plain" not in text.split("plans fit:")[1] for text in told)
+    assert told and all("offloaded" in text and "plain" not in text.split("plans fit:")[1] for text in told)
     assert any("none" in text for status, text in with_cards(1, 16) if status == "stop")
     assert any("no multiple of 3" in text for status, text in with_cards(3, 141))
 

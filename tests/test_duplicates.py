@@ -139,6 +139,13 @@ def test_memo_judge_asks_once():
     assert len(judge.calls) == len(set(judge.calls)) == 3 and memo.name == "table"
 
 
+def test_memo_judge_asks_again_where_the_judge_failed():
+    judge, answers = TableJudge(), iter([None, 3.0])
+    judge.correctness = lambda *given: next(answers)
+    memo = MemoJudge(judge)
+    assert [memo.correctness("q", "g", "x", 4) for _ in range(3)] == [None, 3.0, 3.0]
+
+
 def test_errors():
     with pytest.raises(ValueError):
         score_question(GOLD, [], TableJudge(), "paper")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmduet2kit.errors import UserError
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train import grpo
 from mmduet2kit.train.common import Collator
@@ -106,6 +107,21 @@ def test_resumed_run_repeats_the_losses(run_grpo, tmp_path):
     again = rows(tmp_path / "killed.csv")
     for name in ("loss", "reward", "reply_turns", "pauc"):
         assert [float(r[name]) for r in again] == pytest.approx([float(r[name]) for r in whole], abs=1e-6), name
+
+
+def test_a_judge_that_dies_stops_the_training_which_then_goes_on(run_grpo, tmp_path, monkeypatch):
+    class Dies(LengthJudge):
+        def correctness(self, *given):
+            return super().correctness(*given) if held[0].state.global_step < 2 else None
+
+    held, alive = [], grpo.judge_of
+    monkeypatch.setattr(grpo, "judge_of", lambda profile: Dies())
+    with pytest.raises(UserError, match="percent of a step's questions"):
+        run_grpo("dies", 3, save_steps=1, spy=held.append)
+    assert [row["judge_dropped"] for row in rows(tmp_path / "dies.csv")] == ["0.0"] * 2
+    monkeypatch.setattr(grpo, "judge_of", alive)
+    run_grpo("dies", 3, save_steps=1)
+    assert [row["step"] for row in rows(tmp_path / "dies.csv")] == ["1", "2", "3"]
 
 
 def test_divergence_from_the_start_is_that_of_the_whole_distributions(tiny_model):  # noqa: F811

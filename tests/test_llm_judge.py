@@ -1,6 +1,7 @@
 """The LLM judge against a local server with fixed answers: slow, failing, truncated and malicious ones too."""
 
 import json
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from mmduet2kit import endpoint
 from mmduet2kit.errors import UserError
 from mmduet2kit.score import get_judge
 from mmduet2kit.score.llm import PROMPTS, LLMJudge
@@ -128,6 +130,12 @@ def test_passing_trouble_is_tried_again_and_lasting_trouble_counted(server, judg
     assert judge.counts["failed"] == 3
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "localhost:8000/v1", "ftp://host/v1"])
+def test_an_address_that_is_none_is_a_failure(url, tmp_path):
+    judge = LLMJudge(url, "m", tmp_path / "cache.sqlite", longest_wait_s=0.01)
+    assert judge.correctness("Q?", "gold", "said", 4) is None and judge.counts["failed"] == 1
+
+
 def test_a_server_that_is_too_slow_is_a_failure(server, judge):
     server.answer = lambda body: time.sleep(1.0) or "5"
     assert judge.correctness("Q?", "gold", "said", 4) is None and judge.counts["failed"] == 1
@@ -153,3 +161,17 @@ def test_without_endpoint_or_with_a_broken_cache_it_says_what_to_do(tmp_path, mo
     (tmp_path / "broken").write_text("no database")
     with pytest.raises(UserError, match="is not a cache of judgements"):
         LLMJudge("http://127.0.0.1:9/v1", "m", tmp_path / "broken")
+
+
+def test_a_cache_that_cannot_be_used_is_told_once_and_gone_on_without(server, judge, tmp_path, capsys, monkeypatch):
+    connect = sqlite3.connect
+    monkeypatch.setattr(endpoint.sqlite3, "connect", lambda *given, **how: connect(*given, **(how | {"timeout": 0.05})))
+    for cache in (tmp_path / "cache.sqlite", tmp_path / "nowhere" / "cache.sqlite"):
+        if cache.parent.is_dir():  # another machine holds it, by a lock that stays
+            other = sqlite3.connect(cache, isolation_level=None)
+            other.execute("begin exclusive")
+        mine = LLMJudge(server.url, "a-model", cache)
+        assert [mine.correctness("Q?", "gold", f"said {k}", 4) for k in (1, 2, 1)] == [2.0] * 3
+        assert mine.counts["asked"] == 2 and mine.counts["from_cache"] == 1
+        told = capsys.readouterr().err
+        assert told.count(str(cache)) == 1 and "asked again after a restart" in told

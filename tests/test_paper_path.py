@@ -100,7 +100,11 @@ def test_the_paper_profile_has_the_papers_settings():
     assert (p.rl.max_prompt, p.rl.max_response, p.rl.max_new_tokens, p.rl.beta, p.rl.variant) == (17100, 8550, 100, 0.0, "upstream")
     assert tuple(p.rl.weights) == (3, 2, 0.5, 2) and p.rl.prefix_chars == 50 and not p.rl.freeze_vision
     assert (p.sft.lr, p.sft.batch, p.sft.warmup, p.sft.max_tokens, p.sft.freeze_vision) == (1e-5, 32, 0.05, 10000, True)
-    assert p.sft.steps * p.sft.batch == pytest.approx(102_000, rel=0.001) and p.video.visual_tokens == 128
+    dialogues, offline = 50_228 + 2_543 - 1_900, 50_000  # Table 1 less what is held out for RL; LLaVA-Video and tarsier2
+    assert p.sft.steps * p.sft.batch == pytest.approx(dialogues + offline, abs=p.sft.batch) and p.video.visual_tokens == 128
+    assert p.dialogue.offline_share == pytest.approx(offline / (dialogues + offline), abs=1e-4) and p.evaluate.max_new_tokens == 512
+    assert [p.rl.turns(p.video.train_frames_per_turn * every) for every in (2.0, 1.0)] == [(5, 15), (10, 30)]  # 20 to 60 s
+    assert (p.at(1.0).rl.max_prompt, p.at(1.0).rl.max_response, p.at(1.0).sft.max_tokens) == (34200, 17100, 20000)  # upstream's 1 s script
     assert (p.video.train_interval, p.video.test_interval, p.video.train_frames_per_turn) == (2.0, 1.0, 2)
     one = load_profile("single_gpu")
     same = ("lr", "group", "temperature", "top_k", "max_new_tokens", "variant", "weights", "max_prompt", "max_response")

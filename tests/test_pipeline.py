@@ -79,7 +79,8 @@ def test_a_dataset_that_training_reads(world, whole):
     out, shards = whole
     assert len(shards) == 5
     dataset = Dataset(out)
-    assert not dataset.missing([2.0]) and dataset.key
+    dataset.check(2.0)
+    assert dataset.key
     dialogues, segments = dataset.sft(2.0), dataset.rl(2.0)
     assert dialogues and segments and dataset.benchmark("dev") + dataset.benchmark("test")
     for d in dialogues:

@@ -133,6 +133,16 @@ def test_segments_start_at_a_gold_span_and_come_back_from_their_rows():
             assert from_rl_row(to_rl_row(segment)) == segment
 
 
+@pytest.mark.parametrize("interval", [1.0, 2.0])
+def test_segments_in_seconds_cover_them_at_every_interval(interval):
+    profile, rng, found = PROFILE.model_copy(update={"rl": PROFILE.rl.model_copy(update={"segment_seconds": (12.0, 24.0)})}), np.random.default_rng(6), []
+    for record in records("rl", "train_web", 20):
+        d = dialogues.build_dialogue(profile, record, rng, interval)
+        found += [interval * sum(len(t.frames) for t in d.turns[s.first : s.last]) for s in dialogues.build_segments(profile, d, rng, 3)]
+    step = 2 * interval
+    assert found and 12 - step <= min(found) < 16 and 20 < max(found) <= 24 + step
+
+
 def test_benchmark_records_follow_the_schema():
     rng = np.random.default_rng(5)
     for record in records("test", "TV", 10):

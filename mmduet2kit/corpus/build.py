@@ -34,10 +34,18 @@ class Dataset:
         """What this dataset was made from."""
         return (self.folder / STAMP).read_text()
 
-    def missing(self, intervals: Sequence[float]) -> list[str]:
-        """Files that a run needs of a dataset and this folder lacks."""
-        wanted = [f"{kind}_{interval:g}s.jsonl" for kind in ("sft", "rl") for interval in intervals]
-        return [name for name in [*wanted, "offline_sft.jsonl", "dev.json", "test.json", "frames.json"] if not (self.folder / name).is_file()]
+    def check(self, interval: float) -> None:
+        """Open what a run at this interval reads: of each file of rows the first, and its frames; UserError for what would stop it."""
+        wanted = ["dev.json", "test.json", "frames.json", "scenes/sft.json", "scenes/rl.json", "ledger.json", STAMP]
+        wanted = [f"sft_{interval:g}s.jsonl", f"rl_{interval:g}s.jsonl", "offline_sft.jsonl", *wanted]
+        if missing := [name for name in wanted if not (self.folder / name).is_file()]:
+            raise UserError(f"The dataset {self.folder} lacks {', '.join(missing)}: put or link a built one there, or change `dataset`.")
+        step = self._read("frames.json", lambda _: interval / read_index(self.folder)["interval"])
+        for name, rows in (("sft", self.sft(interval)[:1]), ("rl", [s.dialogue for s in self.rl(interval)[:1]]), ("offline", self.offline("sft")[:1])):
+            if name != "offline" and [d.interval for d in rows] != [interval] or abs(step - round(step)) > 1e-6:
+                raise UserError(f"{self.folder}: {name} does not begin with a frame every {interval:g} s: build it with the profile's intervals.")
+            self._read("frames.json", lambda _, rows=rows: [self.frames(d) for d in rows])
+        self.benchmark("dev"), self.benchmark("test"), load_scenes(self.folder, "sft"), load_scenes(self.folder, "rl")
 
     def _read(self, name: str, get: Callable[[Path], Any]):
         """get(path), where a file that is damaged, or another interval's, is one sentence."""
@@ -95,7 +103,7 @@ def build(profile: Profile, folder: Path, progress: Callable[[str], Progress]) -
     Training reads only the MP4 files and `scenes/*.json`; the onsets' folder is not opened here.
     """
     sections = {name: getattr(profile, name).model_dump(mode="json") for name in ("world", "video", "dialogue")}
-    made_for(folder, made_by(sections | {"segment": profile.rl.segment_turns}))
+    made_for(folder, made_by(sections | {"segment": [profile.rl.segment_turns, profile.rl.segment_seconds]}))
     make_films(profile, folder, profile.parallel, progress("filming"))
     stored = min(profile.video.intervals)
     ledger = FilterLedger()

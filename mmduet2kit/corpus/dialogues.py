@@ -81,11 +81,12 @@ def place_answers(dialogue: Dialogue) -> Dialogue:
 def build_segments(profile: Profile, dialogue: Dialogue, rng: np.random.Generator, count: int) -> list[Segment]:
     """Up to `count` RL segments of a dialogue, each starting at a gold span's start (paper section 4.3.3; contract)."""
     times, segments = dialogue.times(), []
+    least, most = profile.rl.turns(dialogue.interval * max(len(turn.frames) for turn in dialogue.turns))
     order = rng.permutation(len(dialogue.gold))
     for number in order[:count]:
         start = dialogue.gold[number].start
         first = next(k for k, t in enumerate(times) if t > start and dialogue.turns[k].frames)
-        length = int(rng.integers(*profile.rl.segment_turns, endpoint=True))
+        length = int(rng.integers(least, most, endpoint=True))
         last = min(first + length, len(times))
         # A span cut by the segment's end is clipped one turn after the last, so that the last reply still counts inside.
         end = times[last - 1] + len(dialogue.turns[last - 1].frames) * dialogue.interval
@@ -95,7 +96,7 @@ def build_segments(profile: Profile, dialogue: Dialogue, rng: np.random.Generato
             for g in dialogue.gold
             if g.start >= start and any(g.start < t < min(g.end, end) for t in inside)
         ]
-        if gold and last - first >= profile.rl.segment_turns[0]:
+        if gold and last - first >= least:
             segments.append(Segment(dialogue, first, last, tuple(gold)))
     return segments
 

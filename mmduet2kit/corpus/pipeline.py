@@ -49,7 +49,8 @@ class Plan:
     def key(self) -> str:
         """What every shard is made by, its clips apart."""
         sections = {name: getattr(self.profile, name).model_dump(mode="json") for name in ("video", "dialogue")}
-        return made_by(sections | {"segment": self.profile.rl.segment_turns, "annotator": self.annotator, "shares": self.shares})
+        sections["segment"] = self.profile.rl.segment_turns, self.profile.rl.segment_seconds
+        return made_by(sections | {"annotator": self.annotator, "shares": self.shares})
 
     def split(self, video: str) -> str:
         """Where a video's clips go, by its name alone: the same on every machine and in every build."""

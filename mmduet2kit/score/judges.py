@@ -1,7 +1,7 @@
 """Judges: how correct a reply is, and whether it says anything new. One small interface, several answers."""
 
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -70,15 +70,20 @@ def _matches(gold: Fact, stated: Fact) -> bool:
 
 
 class MemoJudge:
-    """Asks the judge it wraps once per distinct input; `parallel` is how many questions that judge takes at a time."""
+    """Asks the judge it wraps once per distinct input, and again where that failed; `parallel` is how many questions it takes at a time."""
 
     def __init__(self, judge: Judge):
-        self.name, self.correctness, self.parallel = judge.name, cache(judge.correctness), getattr(judge, "parallel", 1)
-        self._covered = cache(judge.covered)
+        self.judge, self.name, self.parallel, self._known = judge, judge.name, getattr(judge, "parallel", 1), {}
+        self.correctness = partial(self._once, judge.correctness)
 
     def covered(self, history: Sequence[str], text: str) -> bool | None:
         """As `Judge.covered`; `judge` gets the history as a tuple."""
-        return self._covered(tuple(history), text)
+        return self._once(self.judge.covered, tuple(history), text)
+
+    def _once(self, ask: Callable, *given):
+        if (answer := self._known.get(given)) is None and (answer := ask(*given)) is not None:
+            self._known[given] = answer
+        return answer
 
 
 def judge_of(profile, cache: Path | str | None = None) -> MemoJudge:

@@ -29,7 +29,7 @@ VARIANTS = {"paper": Variant(), "upstream": Variant(0.5, True, False, True, True
 class Reward:
     """The unweighted terms (pauc in [0, 1]; the others in [-1, 0]) and their weighted sum.
 
-    counts: turns, replies, covered, outside, prefixed, gold, skipped_gold, dropped_scores, dropped_covered.
+    counts: turns, replies, covered, outside, prefixed, gold, skipped_gold, judged, dropped_scores, dropped_covered.
     """
 
     pauc: float
@@ -68,7 +68,7 @@ def proactive_reward(turns: Iterable[tuple[float, str]], gold: Iterable[tuple[fl
     replies, earlier = spoken(turns), [text for _, text in spoken((0.0, text) for text in history)]
 
     begun = [span for span in gold if turns and span[0] <= turns[-1][0]]
-    value, dropped = _pauc_term(begun, replies, similarity, rules)
+    value, scored, dropped = _pauc_term(begun, replies, similarity, rules)
     flags, asked = _covered_flags(replies, earlier, covered)
     again = _counted_twice(begun, replies, flags, asked, rules) if double_count else []
     judged = [flag for flag in flags + again if flag is not None]
@@ -83,15 +83,15 @@ def proactive_reward(turns: Iterable[tuple[float, str]], gold: Iterable[tuple[fl
     )
     counts = dict(
         turns=len(turns), replies=len(replies), covered=flags.count(True), outside=outside_replies,
-        prefixed=prefixed, gold=len(gold), skipped_gold=len(gold) - len(begun), dropped_scores=dropped,
-        dropped_covered=flags.count(None),
+        prefixed=prefixed, gold=len(gold), skipped_gold=len(gold) - len(begun), judged=scored + sum(asked),
+        dropped_scores=dropped, dropped_covered=flags.count(None),
     )  # fmt: skip
     return Reward(*terms, float(sum(w * term for w, term in zip(weights, terms))), counts)
 
 
-def _pauc_term(begun, replies, similarity, rules: Variant) -> tuple[float, int]:
-    """Mean PAUC over the gold turns that have begun (0 without any), and the number of judge failures."""
-    values, dropped = [], 0
+def _pauc_term(begun, replies, similarity, rules: Variant) -> tuple[float, int, int]:
+    """Mean PAUC over the gold turns that have begun (0 without any), and the numbers of the judge's questions and failures."""
+    values, scored, dropped = [], 0, 0
     for start, end, text in begun:
         points, scores = [], {}
         for time, reply in replies:
@@ -99,11 +99,11 @@ def _pauc_term(begun, replies, similarity, rules: Variant) -> tuple[float, int]:
                 continue
             if reply not in scores:
                 scores[reply] = similarity(text, reply)
-                dropped += scores[reply] is None
+                scored, dropped = scored + 1, dropped + (scores[reply] is None)
             if scores[reply] is not None:
                 points.append((time, scores[reply]))
         values.append(pauc((start, end), points, MAX_SCORE, rules.omega))
-    return _ratio(sum(values), len(values)), dropped
+    return _ratio(sum(values), len(values)), scored, dropped
 
 
 def _covered_flags(replies, earlier, covered: Covered) -> tuple[list[bool | None], list[bool]]:

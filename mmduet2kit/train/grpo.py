@@ -36,7 +36,7 @@ from .rollout import TERMS, EarlyJudge, fitted, judge_rollouts, roll_out, statis
 
 COLUMNS = [
     "loss", "reward", "reward_std", *(f"{t}{s}" for t in TERMS for s in ("", "_std")), *(f"share_{t}" for t in TERMS),
-    "reply_turns", "duplicates", "groups_without_variance", "logprob_gap", "rollout_s", "judge_s", "train_s",
+    "reply_turns", "duplicates", "groups_without_variance", "judge_dropped", "logprob_gap", "rollout_s", "judge_s", "train_s",
 ]  # fmt: skip
 
 
@@ -295,7 +295,7 @@ def run(args) -> None:
     interval = args.interval or profile.video.train_interval
     other = interval != profile.video.train_interval
     name = "rl" + (f"-{args.arm}" if args.arm else "") + (f"-{interval:g}s" if other else "")
-    rl, main = profile.rl, name == "rl"
+    rl, main = profile.at(interval).rl, name == "rl"
     if args.arm in ARMS:
         rl = rl.model_copy(update={"weights": tuple(0.0 if k == ARMS[args.arm] else w for k, w in enumerate(rl.weights))})
     elif args.arm:

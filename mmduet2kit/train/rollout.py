@@ -15,6 +15,7 @@ from ..chat import ChatEncoder
 from ..corpus.build import Dataset
 from ..dialogue import NO_REPLY, Segment, Turn
 from ..engines import Session
+from ..errors import UserError
 from ..profile import RL
 from ..score import Reward, proactive_reward
 from ..stream import Sampler, Spoken
@@ -122,7 +123,8 @@ def reward_of(turns: list[tuple[float, str]], segment: Segment, judge, rl: RL) -
 class EarlyJudge:
     """Puts a slow judge's questions about a rollout while the model still generates: after each reply, those so far.
 
-    The answers wait in the judge's memory until `judge_rollouts` asks for them; a judge without `parallel` is not asked.
+    The answers wait in the judge's memory until `judge_rollouts` asks for them; a judge without `parallel` is not asked, nor one
+    that failed: what it could not answer would be asked again after each reply.
     """
 
     def __init__(self, segments: Sequence[Segment], judge, rl: RL):
@@ -132,7 +134,7 @@ class EarlyJudge:
 
     def heard(self, i: int, said: Sequence[Spoken]) -> None:
         """Rollout i has said this so far; a reply is sent off, silence asks nothing."""
-        if self.pool and said[-1].text.strip() != NO_REPLY:
+        if self.pool and said[-1].text.strip() != NO_REPLY and not any(job.done() and dropped([job.result()]) for job in self.jobs):
             turns = [(at, one.text.strip()) for at, one in zip(self.segments[i].rollout_times(), said)]
             self.jobs.append(self.pool.submit(reward_of, turns, self.segments[i], self.judge, self.rl))
 
@@ -147,16 +149,31 @@ class EarlyJudge:
 def judge_rollouts(rollouts: list[Rollout], segments: Sequence[Segment], judge, rl: RL) -> float:
     """Fill in every rollout's reward; returns the seconds it took."""
     started = time.perf_counter()
-    for rollout, segment in zip(rollouts, segments, strict=True):
-        rollout.reward = reward_of(rollout.turns, segment, judge, rl)
+    with ThreadPoolExecutor(getattr(judge, "parallel", 1)) as pool:
+        rewards = pool.map(lambda rollout, segment: reward_of(rollout.turns, segment, judge, rl), rollouts, segments)
+        for rollout, reward in zip(rollouts, rewards, strict=True):
+            rollout.reward = reward
     return time.perf_counter() - started
 
 
+MOST_DROPPED = 0.2  # of a step's judgements: a dropped one counts like silence, so with more the advantages tell of the judge, not the replies
 TERMS = ("pauc", "rep", "in_span", "pfx")
 
 
+def dropped(rewards: Sequence[Reward]) -> float:
+    """The share of these rewards' judgements that the judge did not give."""
+    failed = sum(r.counts["dropped_scores"] + r.counts["dropped_covered"] for r in rewards)
+    return failed / max(sum(r.counts["judged"] for r in rewards), 1)
+
+
 def statistics(rollouts: list[Rollout], group: int, weights: Sequence[float]) -> dict[str, float]:
-    """What the CSV log says about one step's rollouts (paper 4.3.2: each term's share of the within-group variance)."""
+    """What the CSV log says about one step's rollouts (paper 4.3.2: each term's share of the within-group variance).
+
+    UserError where the judge failed too often (MOST_DROPPED); all ranks see the same rollouts, and stop together.
+    """
+    if (lost := dropped([r.reward for r in rollouts])) > MOST_DROPPED:
+        raise UserError(f"The judge gave no answer to {100 * lost:.0f} percent of a step's questions (at most {100 * MOST_DROPPED:.0f} are passed "
+                        "over): see that its endpoint is up, and start again; training goes on from its last checkpoint.")  # fmt: skip
     terms = np.array([[getattr(r.reward, name) for name in TERMS] for r in rollouts]).reshape(-1, group, 4)
     total = np.array([r.reward.total for r in rollouts]).reshape(-1, group)
     within = (terms * np.asarray(weights)).var(axis=1).mean(axis=0)
@@ -170,5 +187,6 @@ def statistics(rollouts: list[Rollout], group: int, weights: Sequence[float]) ->
         "reply_turns": np.mean(replies),
         "duplicates": repeated[0] / repeated[1] if repeated[1] else 0.0,
         "groups_without_variance": float((total.std(axis=1) < 1e-6).mean()),
+        "judge_dropped": lost,
     }
     return {key: round(float(value), 5) for key, value in row.items()}

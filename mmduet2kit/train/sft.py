@@ -113,7 +113,7 @@ def run(args) -> None:
     interval, weight = args.interval or profile.video.train_interval, args.no_reply_weight or profile.sft.no_reply_weight
     arm = profile.sft_arm(interval, weight)
     name = ("threshold" if args.threshold else "sft") + arm + ("-frames" if args.form == "frames" else "")
-    fit = profile.sft.model_copy(update={"no_reply_weight": weight} | ({"steps": profile.ablation.sft_steps} if arm else {}))
+    fit = profile.at(interval).sft.model_copy(update={"no_reply_weight": weight} | ({"steps": profile.ablation.sft_steps} if arm else {}))
     dataset = Dataset(profile.data)
     train(
         profile, fit, sft_dialogues(profile, dataset, interval, args.seed), dataset, profile.model_dir("base", args.seed),
