@@ -73,13 +73,14 @@ python=$env/bin/python
 "$python" -c "$is_fit" || stop "$env has $("$python" --version 2>&1), but 3.11 or 3.12 is needed."
 
 # --- 3. Install what pyproject.toml pins, once: a stamp remembers for which pyproject.toml and Python. 
-extras=dev
-if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then extras=dev,gpu,adam8bit; fi
+extras=dev; if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then extras=dev,gpu,adam8bit; fi
 wanted="$(cat pyproject.toml - <<<"$("$python" -VV) $extras $PWD" | "$python" -c \
   'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
 pin() { grep -om1 "\"$1==[^\"]*" pyproject.toml | tr -d '"'; }
 install() { step "$python" -m pip install -qq --disable-pip-version-check "$@"; }
-if [ "$(cat "$env/mmduet2kit-stamp" 2>/dev/null)" != "$wanted" ]; then
+there="$(cat "$env/mmduet2kit-stamp" 2>/dev/null || true)"  # doctor and figures take what is there: a job may be using it
+case "$command" in doctor|figures) wanted=${there:-$wanted} ;; esac
+if [ "$there" != "$wanted" ]; then
   [ "$env" != "$PWD/.venv" ] || touch "$env/set-up-unfinished"
   rm -f "$env/mmduet2kit-stamp"
   export DS_BUILD_OPS=0  # DeepSpeed compiles its CUDA parts when they are first used, not here
@@ -98,8 +99,7 @@ if [ "$(cat "$env/mmduet2kit-stamp" 2>/dev/null)" != "$wanted" ]; then
   rm -f "$env/set-up-unfinished"; printf '%s' "$wanted" >"$env/mmduet2kit-stamp"
   say "Set-up done. To look around by hand: $env/bin/jupyter lab"
 fi
-export PATH="$env/bin:$PATH"
-exec 9>&-  # the set-up's lock
+export PATH="$env/bin:$PATH"; exec 9>&-  # the set-up's lock
 
 # --- 4. Do it. exec: signals for this script then reach the runner itself (under Slurm it must outlive it). 
 if [ -n "${SLURM_JOB_ID:-}" ] && [ "$command" = run ]; then step "$python" -m mmduet2kit run "$@"; exit 0; fi

@@ -1,11 +1,13 @@
 """How a command of the kit becomes processes: one, several ranks on CPUs, `accelerate launch` on one GPU, many, or many machines.
 
 On GPUs every training is an `accelerate launch`. In a Slurm allocation of several nodes, one task a node starts it; without
-Slurm, MMDUET2_HOSTS=node1,node2 names the machines (this one first), which MMDUET2_SHELL (default: ssh -tt) reaches.
+Slurm, MMDUET2_HOSTS=node1,node2 names the machines (this one first), and `$MMDUET2_SHELL NODE bash` (default: ssh) reads there what to
+do, and with which environment: secrets show in no list of processes. When its input ends, the far side is asked to stop.
 """
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from .errors import UserError
 from .manifest import cores
 
 TRAININGS = ("base", "sft", "grpo")
-CARRIED = ("PATH", "PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "MMDUET2_STAGE", "ACCELERATE_USE_CPU", "PYTHONHASHSEED")  # over ssh
+CARRIED = ("PATH", "PYTHON", "LD_LIBRARY_PATH", "CUDA_", "NCCL_", "TORCH", "HF_", "OPENAI_", "MMDUET2_", "ACCELERATE_")  # names begin so
+RELAYS = {"srun": signal.SIGUSR1, "ssh": 0}  # what asks the far side to stop: srun kills its tasks at a TERM, ssh would cut the line
 
 
 def free_port() -> int:
@@ -56,32 +59,39 @@ def hosts() -> list[str]:
     return [name for name in os.environ.get("MMDUET2_HOSTS", "").split(",") if name]
 
 
-def processes(command: Sequence[str], world: int = 1, gpus: int = 0) -> list[tuple[list[str], dict[str, str]]]:
-    """[(command line, additions to its environment)] for `mmduet2 <command>`.
+def processes(command: Sequence[str], world: int = 1, gpus: int = 0, grace: float = 30.0) -> list[tuple[list[str], dict[str, str], str]]:
+    """[(command line, additions to its environment, its input, which stays open while it shall run)] for `mmduet2 <command>`.
 
     world: ranks on CPUs (see `places`); with `gpus` a machine, a training has one rank a GPU instead, on all machines.
+    grace: s from a TERM until the launcher kills ranks that still save.
     """
     kit, alone = ["-m", "mmduet2kit", *command], "--threshold" in command  # its loss goes past DDP
     if not gpus or command[0] not in TRAININGS:
-        return [([sys.executable, *kit], place) for place in places(1 if alone else world)]
+        return [([sys.executable, *kit], place, "") for place in places(1 if alone else world)]
     machines, gpus = ([""], 1) if alone else (hosts() or [""], gpus)
     count = gpus * len(machines)
+    own = {"CUDA_VISIBLE_DEVICES": _visible([0])} if count == 1 else {}  # else the Trainer spreads one process over all in sight
+    own |= {"OMP_NUM_THREADS": str(max(1, cores() // gpus)), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace) + 1),
+            "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}  # fmt: skip
     line = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count), "--num_machines", str(len(machines)),
             "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
     line += ["--multi_gpu"] if count > 1 else []  # torch's elastic launcher: it passes TERM on to every rank
     if len(machines) == 1:
-        return [([*line, "--main_process_port", str(free_port()), *kit], {})]
+        return [([*line, "--main_process_port", str(free_port()), *kit], own, "")]
     port = os.environ.get("MASTER_PORT", str(29500 + int(os.environ.get("SLURM_JOB_ID", 0)) % 1000))
     line += ["--main_process_ip", machines[0], "--main_process_port", port]
-    if "SLURM_JOB_ID" in os.environ:  # Slurm tells each task its place, and passes signals on
+    if "SLURM_JOB_ID" in os.environ:  # Slurm tells each task its place, but a step does not inherit the job's CPUs a task
+        cpus = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or str(cores())
         text = f'exec {shlex.join(line)} --machine_rank "$SLURM_NODEID" {shlex.join(kit)}'
         return [(["srun", f"--nodes={len(machines)}", f"--ntasks={len(machines)}", "--ntasks-per-node=1", "--kill-on-bad-exit=1",
-                  "bash", "-c", text], {})]  # fmt: skip
-    shell, kept = shlex.split(os.environ.get("MMDUET2_SHELL", "ssh -tt")), [f"{k}={os.environ[k]}" for k in CARRIED if k in os.environ]
-    out = [([*line, "--machine_rank", "0", *kit], {})]
+                  f"--cpus-per-task={cpus}", "bash", "-c", text], own, "")]  # fmt: skip
+    kept = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)} | own
+    start = [*(f"export {name}={shlex.quote(value)}" for name, value in kept.items()), f"cd {shlex.quote(os.getcwd())} || exit"]
+    out = [([*line, "--machine_rank", "0", *kit], own, "")]
     for number, host in enumerate(machines[1:], 1):
-        there = shlex.join(["env", *kept, *line, "--machine_rank", str(number), *kit])
-        out.append(([*shell, host, f"cd {shlex.quote(os.getcwd())} && exec {there}"], {}))
+        there = shlex.join([*line, "--machine_rank", str(number), *kit])
+        run = f"exec 3<&0; {there} </dev/null & p=$!; (read -ru3; kill $p) & wait $p; code=$?; kill $!; exit $code\n"
+        out.append(([*shlex.split(os.environ.get("MMDUET2_SHELL", "ssh")), host, "bash"], {}, "\n".join([*start, run])))
     return out
 
 

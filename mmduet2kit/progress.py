@@ -1,6 +1,7 @@
 """Plain progress: a line now and then, with the time left; nothing that floods a log or a notebook."""
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from pathlib import Path
 
 from .errors import UserError
 from .launch import Cards, gpu_count, processes
@@ -15,6 +17,7 @@ from .manifest import cores
 from .profile import load_profile
 
 EVERY_S = 15.0
+CAUSE = re.compile(r"^(mmduet2 \w+: .+)|^((?:\[rank\d+\]: )?)Traceback .*\n(?:\2[ \t].*\n|(?!\2).*\n)*\2(\S.*)", re.M)  # of a failure
 
 
 def lines(what: str) -> Callable[[int, int], None]:
@@ -56,11 +59,11 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
     With GPUs a training takes all of them, by `accelerate launch`, and an evaluation one (launch.py).
 
     Training never runs inside a notebook's kernel: its memory (and a GPU's) returns when the subprocess ends. The first
-    failure stops what has not begun and raises RuntimeError with the command's last lines.
+    failure stops what has not begun and raises RuntimeError that says why. All output goes to logs, which outlive the kernel.
     """
     settings = load_profile(profile)
     shared = {"base": settings.base.batch, "sft": settings.sft.batch, "grpo": settings.rl.prompts}  # among the ranks
-    failed, lock, cards, parallel = threading.Event(), threading.Lock(), Cards(gpu_count()), parallel or settings.parallel
+    failed, cards, parallel = threading.Event(), Cards(gpu_count()), parallel or settings.parallel
     jobs = max(1, min(parallel, len(chains)))
     together = min(settings.parallel, cores()) if jobs == 1 else 1
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}  # jobs side by side share the cores
@@ -68,26 +71,37 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
         environment["OMP_WAIT_POLICY"] = "passive"
 
     def one(command: str) -> None:
-        command, tail = [*command.split(), "--profile", profile], []
+        command = [*command.split(), "--profile", profile]
         name = " ".join(part.lstrip("-") for part in command[:-2])
         world = 1 if shared.get(command[0], 1) % together else together
+        log = settings.run_dir / "logs" / (re.sub(r"[^\w.]+", "-", name) + ".log")
         with cards.take(command[0]) as seen:
-            code = watch(name, tail, [(line, environment | place | seen) for line, place in processes(command, world, cards.count)])
+            parts = processes(command, world, cards.count, settings.launch.grace_s)
+            code, said = watch(name, log, [(line, environment | place | seen, told) for line, place, told in parts])
         if code:
             failed.set()
-            raise RuntimeError(f"mmduet2 {' '.join(command)} ended with {code}:\n" + "\n".join(tail))
+            why = (found[1] or found[3]) if (found := CAUSE.search(said)) else said.rstrip().rpartition("\n")[2]
+            raise RuntimeError(f"mmduet2 {' '.join(command)} ended with {code}: {why} (all that it said is in {log})")
 
-    def watch(name: str, tail: list[str], parts: list) -> int:
-        reader, writer = os.pipe()
-        children = [subprocess.Popen(line, stdout=writer, stderr=writer, env=place) for line, place in parts]
-        os.close(writer)
-        with open(reader, errors="replace") as lines:
-            for line in lines:
-                tail[:] = [*tail[-30:], line.rstrip()]
-                if line.startswith(("step ", "filming", "decoding", "evaluated", "training")):
-                    with lock:
-                        print(f"[{name}] {line.rstrip()}", flush=True)
-        return max((child.wait() for child in children), key=abs)
+    def watch(name: str, log: Path, parts: list) -> tuple[int, str]:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as out, open(log, errors="replace") as lines:
+            began, rest, code, codes = lines.seek(0, os.SEEK_END), "", 0, [None]
+            children = [subprocess.Popen(line, stdin=subprocess.PIPE, stdout=out, stderr=out, env=place, bufsize=0) for line, place, _ in parts]
+            for child, (*_, told) in zip(children, parts):
+                child.stdin.write(told.encode())
+            while None in codes:
+                time.sleep(0.1)
+                codes = [child.poll() for child in children]
+                if not code and (code := max((one or 0 for one in codes), key=abs)):  # the others would wait for this one
+                    for child, (*_, told) in zip(children, parts):
+                        child.stdin.close() if told else child.terminate()
+                *whole, rest = (rest + lines.read()).split("\n")
+                for line in whole:
+                    if line.startswith(("step ", "filming", "decoding", "evaluated", "training")):
+                        print(f"[{name}] {line.rstrip()}\n", end="", flush=True)  # in one piece
+            lines.seek(began)
+            return code, lines.read()
 
     def all_of(chain: Sequence[str]) -> None:
         for command in chain:

@@ -24,6 +24,7 @@ import psutil
 from . import plan
 from .errors import UserError
 from .files import write_atomic, write_json
+from .launch import RELAYS
 from .manifest import cores, describe, read_manifest
 from .profile import load_profile
 from .report import STUDY
@@ -211,11 +212,11 @@ def tagged(prefix: str) -> list[psutil.Process]:
 
 
 def end_all(prefix: str, grace: float) -> None:
-    """TERM, and after `grace` seconds KILL (twice: a process may be born meanwhile), until none is left."""
-    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 1), (signal.SIGKILL, 10)):
+    """TERM, and after `grace` seconds KILL (twice: a process may be born meanwhile), until none is left; RELAYS a step later."""
+    for number, far, seconds in (signal.SIGTERM, RELAYS, grace), (signal.SIGKILL, dict.fromkeys(RELAYS, signal.SIGTERM), 1), (signal.SIGKILL, {}, 10):
         for process in tagged(prefix):
             with suppress(psutil.Error):
-                process.send_signal(number)
+                process.send_signal(far.get(process.name(), number))
         deadline = time.monotonic() + seconds
         while tagged(prefix) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -100,7 +100,7 @@ def test_a_finished_model_stays_when_there_is_nothing_to_begin_from(tmp_path, ti
         key = "data"
 
     begun = begin(profile, profile.sft, Data, tiny_folder, out, 1)
-    begun[2].save_pretrained(out)
+    model.save(*begun[2:], out)
     assert begin(profile, profile.sft, Data, tiny_folder, out, 1) is None
     with pytest.raises(UserError, match="No model could be loaded"):
         begin(profile, profile.sft, Data, tmp_path / "gone", out, 1)

@@ -50,8 +50,7 @@ def alone(what, stage, start, out):
     """Train in a process of its own; by ZeRO on one CPU rank where `stage` is not 0."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     if stage:
-        env |= {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}  # fmt: skip
+        env |= {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
     job = JOB.format(tests=os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run([sys.executable, "-c", job, what, str(stage), str(start), str(out)], env=env, capture_output=True, text=True,
                           timeout=300)  # fmt: skip
@@ -123,13 +122,27 @@ def test_two_ranks_of_deepspeed_itself_train_the_kits_model(tmp_path, tiny_folde
 
 
 RANKS = """
-import os, runpy, signal, sys
+import os, runpy, signal, sys, time
+from datetime import timedelta
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from played import FakeDataset, LengthJudge, dialogues, make_segments
 from mmduet2kit import cli
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train import grpo, sft
+import torch
+from transformers import Trainer, TrainerState
+rng, last = Trainer._save_rng_state, TrainerState.save_to_json
+def slow(self, folder):  # the first rank must not end a checkpoint before the others' files are there
+    time.sleep(int(os.environ.get("RANK", 0)))
+    rng(self, folder)
+def check(self, path):
+    if torch.distributed.is_initialized():
+        there, group = os.listdir(os.path.dirname(path)), torch.distributed.distributed_c10d._get_default_group()
+        assert {{"rng_state_0.pth", "rng_state_1.pth"}} <= set(there), there
+        assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(hours=1)  # a slow judge, a download
+    last(self, path)
+Trainer._save_rng_state, TrainerState.save_to_json = slow, check
 what, start, out, stop = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 profile, log = load_profile("tiny"), out.with_suffix(".csv")
 if stop:  # TERM to one rank, in the middle of this step

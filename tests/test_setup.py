@@ -120,6 +120,11 @@ exec {sys.executable} "$@"
     assert third.returncode == 0 and not third.stdout and asked.read_text().splitlines() == steps[-1:]
     with open(tmp_path / "pyproject.toml", "a") as handle:
         handle.write("\n")
+    asked.unlink()
+    for command in ("doctor", "figures"):  # on a login node too, while a job uses the environment
+        done = shell(script, command, cwd="/", PYTHON=str(python), CONDA_PREFIX="")
+        assert done.returncode == 0 and not done.stdout
+    assert asked.read_text().splitlines() == ["-m mmduet2kit doctor", "-m mmduet2kit figures"]
     assert "Setting up" in go().stdout
 
 

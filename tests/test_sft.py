@@ -1,18 +1,23 @@
 """SFT over TRL with the kit's collator: it learns, resumes to the same losses, freezes what it should; the threshold head."""
 
 import copy
+import os
+import shutil
+import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from mmduet2kit.chat import IGNORE
+from mmduet2kit.errors import UserError
 from mmduet2kit.evaluate import load_head
 from mmduet2kit.files import read_csv
 from mmduet2kit.model import load
 from mmduet2kit.profile import load_profile
-from mmduet2kit.train import sft
+from mmduet2kit.train import common, sft
 from mmduet2kit.train.common import Collator
 
 from played import SHAPES, FakeDataset, dialogues
@@ -76,6 +81,73 @@ def test_a_resumed_run_repeats_the_losses(run_sft, monkeypatch):
     monkeypatch.setattr(sft.DialogueSFT, "compute_loss", original)
     _, again = run_sft("killed", 6, save_steps=2)
     assert again == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_training_killed_while_it_saves_goes_on_from_the_checkpoint_before(run_sft, tmp_path, monkeypatch):
+    """The one before is deleted only when the new one is whole; and a finished training keeps none, nor is it done again."""
+    _, whole = run_sft("whole", 6, save_steps=2)
+    original, partial = sft.DialogueSFT._save_rng_state, tmp_path / "killed.partial"
+
+    def dies(self, folder):
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+        return original(self, folder)
+
+    monkeypatch.setattr(sft.DialogueSFT, "_save_rng_state", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_sft("killed", 6, save_steps=2)
+    monkeypatch.setattr(sft.DialogueSFT, "_save_rng_state", original)
+    assert {path.name for path in partial.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    shutil.copytree(partial / "checkpoint-2", partial / "checkpoint-5")
+    text = (partial / "checkpoint-5" / "trainer_state.json").read_text()
+    (partial / "checkpoint-5" / "trainer_state.json").write_text(text[: len(text) // 2])
+    (partial / "checkpoint-6").mkdir()
+    picked, train = [], sft.DialogueSFT.train
+
+    def spy(self, resume_from_checkpoint=None):
+        picked.append((resume_from_checkpoint, {path.name for path in partial.glob("checkpoint-*")}))
+        return train(self, resume_from_checkpoint)
+
+    monkeypatch.setattr(sft.DialogueSFT, "train", spy)
+    out, again = run_sft("killed", 6, save_steps=2)
+    assert picked == [(str(partial / "checkpoint-2"), {"checkpoint-2"})] and again == pytest.approx(whole, abs=1e-5)
+    assert not partial.exists()
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    shutil.copytree(out, partial)  # what an earlier version left there
+    assert run_sft("killed", 6, save_steps=2)[0] == out and (out / "model.safetensors").stat().st_mtime_ns == written
+    assert len(picked) == 1 and not partial.exists()
+    (out / "processor_config.json").unlink()  # killed while the finished model was written
+    run_sft("killed", 6, save_steps=2)
+    assert len(picked) == 2 and (out / "processor_config.json").exists()
+
+
+def test_each_signal_of_a_launcher_asks_for_a_checkpoint():
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        for number in numbers:
+            stop = common.StopOnTerm()
+            os.kill(os.getpid(), number)
+            assert stop.asked
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("kind, many, cards, zero, world", [
+    ("NO", 1, 1, None, 2), ("MULTI_GPU", 2, 1, {}, 2), ("MULTI_GPU", 2, 1, {"zero_optimization": {"stage": 2}}, 2), ("NO", 1, 8, None, 1),
+    ("DEEPSPEED", 1, 1, None, 1), ("FSDP", 2, 1, None, 2),
+])  # fmt: skip
+def test_a_training_spread_otherwise_than_asked_is_one_sentence(kind, many, cards, zero, world, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(distributed_type=SimpleNamespace(name=kind), num_processes=many),
+                              args=SimpleNamespace(deepspeed=zero, n_gpu=cards))  # fmt: skip
+    if zero == {}:
+        with pytest.raises(AttributeError):  # it passed
+            common.finish(trainer, None)
+    else:
+        with pytest.raises(UserError, match=f"would run as {kind} in {many} processes with {cards} GPUs each"):
+            common.finish(trainer, None)
 
 
 def test_threshold_baseline_learns_a_score_and_resumes_with_its_head(run_sft, monkeypatch):

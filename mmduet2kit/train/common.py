@@ -2,10 +2,12 @@
 
 import math
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer import utils as trl_utils
 
 from ..chat import IGNORE
@@ -22,9 +23,10 @@ from ..corpus.build import Dataset
 from ..dialogue import Dialogue
 from ..errors import UserError
 from ..files import is_made_for, made_for, read_csv, sha256_file, sha256_text, write_csv
+from ..launch import free_port
 from ..model import encoder_for, freeze_vision, load_model, load_processor, pixels, save
 from ..profile import RL, Fit, Profile
-from ..progress import ranks
+from ..progress import rank, ranks
 
 HEAD = "threshold_head.pt"  # beside the weights of a threshold model
 
@@ -110,6 +112,8 @@ def arguments(profile: Profile, fit: Fit | RL, seed: int, out: Path) -> dict:
                         "change the profile's batch (rl.prompts), or use fewer GPUs (CUDA_VISIBLE_DEVICES).")
     micro = math.gcd(fit.micro_batch, fit.batch // ranks())
     gpu, zero = torch.cuda.is_available(), zero_config(profile)
+    if zero and ranks() == 1:  # DeepSpeed asks MPI for what no launcher has told
+        os.environ.update(dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())) | os.environ)
     return dict(
         output_dir=str(out), max_steps=fit.steps, seed=seed, data_seed=seed,
         per_device_train_batch_size=micro, gradient_accumulation_steps=fit.batch // ranks() // micro,
@@ -157,11 +161,12 @@ class CsvLog(TrainerCallback):
 
 
 class StopOnTerm(TrainerCallback):
-    """TERM (Slurm, a closed laptop, Ctrl-C of the runner) saves a checkpoint at the next step's end and stops."""
+    """TERM (Slurm, a closed laptop, Ctrl-C of the runner), HUP or USR1 (srun's) saves a checkpoint at the next step's end and stops."""
 
     def __init__(self):
         self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, self._ask)
 
     def _ask(self, *_):
         self.asked = True
@@ -199,40 +204,54 @@ def begin(
 
     What was made there from other weights, data, settings (`fit`, `more`) or seed is thrown away.
     """
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # one rank empties folders, the others find them
+    # One rank downloads and empties folders, the others wait; later they wait for the slowest judge, in this same process group.
+    with PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=3)).main_process_first():
         weights = [sha256_file(path) for path in sorted(Path(start).glob("*.safetensors"))]
         key = sha256_text(f"{weights or start} {dataset.key} {(fit, *more)!r} {seed}")
         partial = out.with_name(out.name + ".partial")
-        if is_made_for(out, key) and (out / "config.json").exists():
+        if is_made_for(out, key) and (out / "processor_config.json").exists():  # which is written last
+            shutil.rmtree(partial, ignore_errors=True)
             return None
-        checkpoint = get_last_checkpoint(str(partial)) if is_made_for(partial, key) else None
+        whole = [file.parent for file in partial.glob("checkpoint-*/trainer_state.json") if file.read_text()[-3:] == "\n}\n"]  # written last
+        checkpoint = max(whole, key=lambda folder: int(folder.name[11:]), default=None) if is_made_for(partial, key) else None
         # The Trainer's own loading matches no name of a Qwen2.5-VL checkpoint (saved under its published names) and says
         # nothing; from_pretrained translates them, so the weights are loaded here (tests: resumed losses repeat).
         # Always float32: with bfloat16 compute these are the masters; a step of 1e-6 would be lost in bfloat16 weights.
         model, processor = load_model(checkpoint or start, "float32", profile.model.attention), load_processor(start)
         for folder in (out, partial):  # only now: what is there stays if there is nothing to begin from
             made_for(folder, key)
+        for folder in {*partial.glob("checkpoint-*")} - {checkpoint}:
+            shutil.rmtree(folder)
         if fit.freeze_vision:
             freeze_vision(model)
-        return partial, checkpoint, model, processor
+        return partial, checkpoint and str(checkpoint), model, processor
 
 
 def store(trainer, processor, out: Path, dtype: str) -> Path:
-    """The trained weights as an ordinary Hugging Face folder in the profile's dtype; ZeRO-3's are gathered, by all ranks."""
+    """The trained weights as an ordinary Hugging Face folder in the profile's dtype (ZeRO-3's are gathered), without checkpoints."""
     if trainer.is_deepspeed_enabled:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     else:
         state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-    return save(trainer.accelerator.unwrap_model(trainer.model), processor, out, dtype, state)
+    save(trainer.accelerator.unwrap_model(trainer.model), processor, out, dtype, state)
+    if rank() == 0:
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    return out
 
 
 def finish(trainer, checkpoint: str | None) -> None:
-    """Train to the end, from `checkpoint` if there is one; after a TERM exit with 143, a checkpoint saved."""
+    """Train to the end, from `checkpoint` if any; after a TERM exit with 143, a checkpoint saved. UserError: not spread as asked."""
+    kind, many, cards = trainer.accelerator.distributed_type.name, trainer.accelerator.num_processes, trainer.args.n_gpu
+    wanted = ["DEEPSPEED"] if trainer.args.deepspeed else ["MULTI_CPU", "MULTI_GPU"] + ["NO"] * (ranks() == 1)
+    if kind not in wanted or many != ranks() or cards > 1:
+        raise UserError(f"This training would run as {kind} in {many} processes with {cards} GPUs each, not as {' or '.join(wanted)} in {ranks()} "
+                        "with one: start it by ./run_all.sh, without ACCELERATE_* variables and without accelerate's own config file.")  # fmt: skip
     if trainer.args.device.type == "cpu":  # among ranks it is called "cpu:0", and torch cannot load an optimizer onto that
         vars(trainer.args)["_setup_devices"] = torch.device("cpu")
-    stop = StopOnTerm()
+    save_rng, stop = trainer._save_rng_state, StopOnTerm()  # each rank's last file: all have theirs before trainer_state.json is written
+    trainer._save_rng_state = lambda folder: (save_rng(folder), trainer.accelerator.wait_for_everyone())
     trainer.add_callback(stop)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
-    if stop.asked:
+    if any(gather_object([stop.asked])):  # all have saved: a rank that ended sooner would have those killed that still save
         sys.exit(143)
