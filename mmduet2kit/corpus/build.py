@@ -34,11 +34,14 @@ class Dataset:
         """What this dataset was made from."""
         return (self.folder / STAMP).read_text()
 
+    def has(self, name: str) -> bool:
+        """Whether it holds this file: a dataset of real videos has no onsets, and may have no offline questions."""
+        return (self.folder / name).is_file()
+
     def check(self, interval: float) -> None:
         """Open what a run at this interval reads: of each file of rows the first, and its frames; UserError for what would stop it."""
-        wanted = ["dev.json", "test.json", "frames.json", "scenes/sft.json", "scenes/rl.json", "ledger.json", STAMP]
-        wanted = [f"sft_{interval:g}s.jsonl", f"rl_{interval:g}s.jsonl", "offline_sft.jsonl", *wanted]
-        if missing := [name for name in wanted if not (self.folder / name).is_file()]:
+        wanted = [f"sft_{interval:g}s.jsonl", f"rl_{interval:g}s.jsonl", "offline_sft.jsonl", "dev.json", "test.json", "frames.json"]
+        if missing := [name for name in (*wanted, "scenes/sft.json", "scenes/rl.json", "ledger.json", STAMP) if not self.has(name)]:
             raise UserError(f"The dataset {self.folder} lacks {', '.join(missing)}: put or link a built one there, or change `dataset`.")
         step = self._read("frames.json", lambda _: interval / read_index(self.folder)["interval"])
         for name, rows in (("sft", self.sft(interval)[:1]), ("rl", [s.dialogue for s in self.rl(interval)[:1]]), ("offline", self.offline("sft")[:1])):
