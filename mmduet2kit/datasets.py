@@ -1,33 +1,41 @@
 """`mmduet2 data`: a profile's dataset; `data check`: what corpora the kit reads, and how well it reads a folder of one; `data
-build`: a dataset from own videos or from a corpus."""
+build`: a dataset from own videos or from a corpus; `data look`, `card`, `export`: a page, a card, a copy to publish."""
 
+import importlib
 from collections import Counter
 from pathlib import Path
 
+from . import __version__
+from . import report as _  # so that the modules of figures/ can be imported
 from .corpus import benchmarks  # noqa: F401 - it registers its readers
 from .corpus.annotate import get_annotator
 from .corpus.build import Dataset, build, table1
 from .corpus.pipeline import VIDEOS, Plan, build_corpus, join, own_videos
 from .corpus.readers import READERS, Bad, Clip
 from .errors import UserError
-from .files import read_json
+from .files import read_json, write_json
 from .manifest import cores
 from .profile import add_profile_arguments, load_profile
 from .progress import lines
 from .score import judge_of
 
+SHOW = ("look", "card", "export")  # what is done with a dataset that is there
+
 
 def add_arguments(parser) -> None:
-    parser.add_argument("action", nargs="?", choices=("make", "check", "build"), default="make",
-                        help="make the profile's data (default), check a corpus, or build a dataset from videos")  # fmt: skip
-    parser.add_argument("folder", nargs="?", type=Path, help="of videos, or where a corpus was unpacked (check without: the list of corpora)")
+    parser.add_argument("action", nargs="?", choices=("make", "check", "build", *SHOW), default="make",
+                        help="make the profile's data (default), check a corpus, build a dataset from videos, look at one, write its card, export it")  # fmt: skip
+    parser.add_argument("folder", nargs="?", type=Path, help="of videos, where a corpus was unpacked (check without: the list of corpora), or of a dataset")
+    parser.add_argument("to", nargs="?", type=Path, help="export: the folder of the copy")
     parser.add_argument("--corpus", choices=sorted(READERS), help="which one it is (build without: own videos)")
     build_group = parser.add_argument_group("build")
-    build_group.add_argument("--out", type=Path, help="the dataset's folder")
+    build_group.add_argument("--out", type=Path, help="the dataset's folder (look, card: the file to write)")
     build_group.add_argument("--annotator", choices=("llm", "template"), default="llm", help="who writes captions and questions (default: llm)")
     build_group.add_argument("--domain", choices=("web", "ego"), default="web", help="of own videos (default: web)")
     build_group.add_argument("--shard", default="0/1", metavar="I/N", help="this machine's part of the work, from 0/N to N-1/N (default: 0/1)")
     build_group.add_argument("--workers", type=int, default=cores(), help="processes that decode (default: one a core)")
+    parser.add_argument("--count", type=int, default=12, help="look: how many dialogues (default: 12)")
+    parser.add_argument("--pictures", choices=("jpeg", "png"), default="jpeg", help="export: PNG loses nothing and takes several times as much (default: jpeg)")
     add_profile_arguments(parser, seeded=False)
 
 
@@ -37,6 +45,8 @@ def run(args) -> None:
         return check(args.folder, args.corpus)
     if args.action == "build":
         return build_dataset(args)
+    if args.action in SHOW:
+        return show(args)
     if args.folder or args.corpus or args.out:
         raise UserError("mmduet2 data makes a profile's data and takes no folder: say `check` or `build` before it, or leave it out.")
     profile = load_profile(args.profile)
@@ -46,7 +56,29 @@ def run(args) -> None:
         print(f"The dataset {profile.data} is used as it is.")
     else:
         dataset = build(profile, profile.data, lines)
+        about(profile, profile.data, "procedural", "template")
     table1(profile, dataset, profile.results / "table1.csv")
+
+
+def show(args) -> None:
+    """`mmduet2 data look | card | export`: the page, the card, the copy of a dataset."""
+    if not (args.folder and args.folder.is_dir()):
+        raise UserError(f"{args.folder}: give the folder of a dataset that is there.")
+    if args.action == "export":
+        from .export import export  # only here: it imports datasets and pyarrow
+
+        path = export(args.folder, args.to or args.out, args.pictures, args.workers)
+    else:
+        page = importlib.import_module("dataset")  # of figures/
+        path = page.look(args.folder, args.out, args.count) if args.action == "look" else page.card(args.folder, args.out)
+    print(f"written: {path}")
+
+
+def about(profile, folder: Path, corpus: str, annotator: str, **more) -> None:
+    """Write about.json: from what and with what a dataset was made, for its card."""
+    settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("video", "dialogue")}
+    source = {"corpus": corpus, "annotator": annotator, "kit": __version__, "profile": profile.name, "settings": settings}
+    write_json(folder / "about.json", {"sources": [source | more]})
 
 
 def check(folder: Path | None, corpus: str | None) -> None:
@@ -99,6 +131,7 @@ def build_dataset(args) -> None:
         print(f"{len(shards) - missing} of {len(shards)} shards are there; the dataset is put together when the other parts are done.")
         return
     join(plan, out, shards)
+    about(profile, out, args.corpus or "own videos", args.annotator, **({"model": annotator.endpoint.model} if args.annotator == "llm" else {}))
     counts = {name: sum(1 for _ in open(out / f"{name}.jsonl")) for name in (f"sft_{profile.video.train_interval:g}s", f"rl_{profile.video.train_interval:g}s", "dev", "test")}
     print(f"{out}: " + ", ".join(f"{many} {name}" for name, many in counts.items()))
     for rule in (row for row in read_json(out / "ledger.json") if row["out"] < row["in"]):
