@@ -14,8 +14,7 @@ import yaml
 from markupsafe import Markup
 from PIL import Image
 
-from mmduet2kit import __version__
-from mmduet2kit.corpus import benchmarks  # noqa: F401 - it registers its readers
+from mmduet2kit import __version__, released  # noqa: F401 - with it all readers are registered
 from mmduet2kit.corpus.build import Dataset
 from mmduet2kit.corpus.films import load_scenes
 from mmduet2kit.corpus.readers import READERS

@@ -1,13 +1,10 @@
 """`mmduet2 data`: a profile's dataset; `data check`: what corpora the kit reads, and how well it reads a folder of one; `data
 build`: a dataset from own videos or from a corpus; `data look`, `card`, `export`: a page, a card, a copy to publish."""
 
-import importlib
 from collections import Counter
 from pathlib import Path
 
 from . import __version__
-from . import report as _  # so that the modules of figures/ can be imported
-from .corpus import benchmarks  # noqa: F401 - it registers its readers
 from .corpus.annotate import get_annotator
 from .corpus.build import Dataset, build, table1
 from .corpus.pipeline import VIDEOS, Plan, build_corpus, join, own_videos
@@ -17,6 +14,8 @@ from .files import read_json, write_json
 from .manifest import cores
 from .profile import add_profile_arguments, load_profile
 from .progress import lines
+from .released import build_released
+from .report import script
 from .score import judge_of
 
 SHOW = ("look", "card", "export")  # what is done with a dataset that is there
@@ -69,7 +68,7 @@ def show(args) -> None:
 
         path = export(args.folder, args.to or args.out, args.pictures, args.workers)
     else:
-        page = importlib.import_module("dataset")  # of figures/
+        page = script("dataset")
         path = page.look(args.folder, args.out, args.count) if args.action == "look" else page.card(args.folder, args.out)
     print(f"written: {path}")
 
@@ -111,6 +110,8 @@ def build_dataset(args) -> None:
     index, _, count = args.shard.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UserError(f"--shard {args.shard!r}: give this machine's number and how many there are, from 0/4 to 3/4.")
+    if args.corpus == "mmduet2-data":
+        return build_release(args)
     if args.corpus and READERS[args.corpus].gives != "clips":
         raise UserError(f"{args.corpus} holds {READERS[args.corpus].gives}, of which no dataset is built: choose from "
                         f"{', '.join(name for name, one in READERS.items() if one.gives == 'clips')}.")
@@ -133,8 +134,25 @@ def build_dataset(args) -> None:
     join(plan, out, shards)
     about(profile, out, args.corpus or "own videos", args.annotator, **({"model": annotator.endpoint.model} if args.annotator == "llm" else {}))
     counts = {name: sum(1 for _ in open(out / f"{name}.jsonl")) for name in (f"sft_{profile.video.train_interval:g}s", f"rl_{profile.video.train_interval:g}s", "dev", "test")}
+    tell(out, counts)
+    if counts_of := dict(getattr(annotator, "counts", {})):
+        print("annotator: " + ", ".join(f"{name} {many}" for name, many in sorted(counts_of.items())))
+
+
+def tell(out: Path, counts: dict[str, int]) -> None:
+    """Print how many rows a build gave, and what each rule left out."""
     print(f"{out}: " + ", ".join(f"{many} {name}" for name, many in counts.items()))
     for rule in (row for row in read_json(out / "ledger.json") if row["out"] < row["in"]):
         print(f"left out by '{rule['rule']}': {rule['in'] - rule['out']} of {rule['in']}, for example {rule['examples'][0]['item'][:60]}: {rule['examples'][0]['reason'][:80]}")
-    if counts_of := dict(getattr(annotator, "counts", {})):
-        print("annotator: " + ", ".join(f"{name} {many}" for name, many in sorted(counts_of.items())))
+
+
+def build_release(args) -> None:
+    """`mmduet2 data build FOLDER --corpus mmduet2-data`: the authors' dialogues with their pictures (released.py); one machine makes all."""
+    if not (args.folder and args.folder.is_dir() and args.out) or args.shard != "0/1":
+        raise UserError(f"{args.folder}: give the folder of the release, --out, the dataset's folder, and no --shard: --workers share this corpus.")
+    profile, samples = load_profile(args.profile), READERS[args.corpus].read(args.folder)
+    counts = build_released(samples, args.folder, args.out, profile.video.visual_tokens, args.workers, lambda seen: print(f"building: {seen} rows", flush=True))
+    about(profile, args.out, args.corpus, "")
+    tell(args.out, counts)
+    if not any(counts.values()):
+        raise UserError(f"Nothing of {args.folder} could be used; {args.out / 'ledger.json'} says why.")
