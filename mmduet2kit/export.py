@@ -104,6 +104,8 @@ def export(folder: Path, out: Path | None, form: str, workers: int) -> Path:
     files = page.parts(dataset, every)
     sizes = {name: (folder / name).stat().st_size for splits in files.values() for name in splits.values()}
     made_for(out, "export " + sha256_text(json.dumps([dataset.key, sizes, form, ROWS, __version__])))
+    for half in out.glob("data/*/.*.partial"):  # of a killed export; nobody's upload
+        half.unlink()
     jobs, layout = [], {}
     for config, splits in files.items():
         layout[config] = {split: f"data/{config}/{split}-*.parquet" for split in splits}

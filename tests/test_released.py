@@ -43,7 +43,10 @@ def segment(name="q9", moments=(8.0, 12.0)):
 
 
 def user_turns():
-    turn = lambda *k, text="": {"content": [{"type": "image", "image": f"./data/datasets/ego/egoexolearn/v-0s_180s/{n:06d}.jpg"} for n in k] + [{"type": "text", "text": text}] * bool(text)}  # noqa: E731
+    def turn(*numbers, text=""):
+        shown = [{"type": "image", "image": f"./data/datasets/ego/egoexolearn/v-0s_180s/{n:06d}.jpg"} for n in numbers]
+        return {"content": shown + [{"type": "text", "text": text}] * bool(text)}
+
     return [turn(1, 3, text="What happens?"), turn(5, 7), turn(9, 11), turn(13)]
 
 
