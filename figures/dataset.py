@@ -174,7 +174,7 @@ def card(folder: Path, out: Path | None, files: dict[str, dict[str, str]] | None
     if head["license"] == "other":
         head |= {"license_name": "those-of-the-source-corpora"}
     corpora = [READERS[one] for one in dict.fromkeys(s["corpus"] for s in sources) if one in READERS]
-    text = TEMPLATES.get_template("card.md.jinja").render(
+    text = TEMPLATES.get_template("dataset.md.jinja").render(
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True), name=name, every=every, kinds=kinds, total=total, sources=sources, files=files,
         corpora=corpora, own=any(s["corpus"] not in READERS for s in sources), rules=ledger(dataset), stamp=dataset.key[:12], version=__version__, cell=cell,
         silent=sum(kind.get("silent", 0) for kind in kinds), turns=sum(kind.get("turns", 0) for kind in kinds), without=sum(kind.get("without", 0) for kind in kinds),
