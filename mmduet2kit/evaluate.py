@@ -366,7 +366,8 @@ def _check(args, profile: Profile, dataset: Dataset, records: Sequence[dict], as
     """UserError for what cannot be evaluated so."""
     if strange := {record["domain"] for record in records} - set(profile.video.test_frames_per_turn):
         raise UserError(f"How many frames a turn of {min(strange)!r} has is not told: add it to video.test_frames_per_turn of the profile.")
-    if records and profile.judge.name == "exact" and not any(facts(answer["content"]) for record in records for answer in record["answer"]):
+    gold = [answer["content"] for record in records for answer in record["answer"]]
+    if gold and profile.judge.name == "exact" and not any(map(facts, gold)):
         raise UserError("The judge exact knows the procedural world's sentences only: set `judge: {name: embedding}` or llm in the profile.")
     if args.protocol == "poll" and not asked:
         raise UserError(f"{dataset.folder} holds no question of StreamingBench, whose protocol poll is: build it from that, or leave --protocol out.")
