@@ -15,7 +15,7 @@ any case, is followed by the question itself on the same clip, and ends it. Both
 prompt; the paragraph around the question is worded anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,7 @@ class Pieces:
         code = "".join(path.read_text() for path in sorted(Path(__file__).parent.rglob("*.py")))
         return cls(place / sha256_text(key + code)[:16], share)
 
-    def make(self, names: Sequence[str], work: Callable[[str], dict], progress: Callable[[int, int], None]) -> None:
+    def make(self, names: Collection[str], work: Callable[[str], dict], progress: Callable[[int, int], None]) -> None:
         """work(name) for those of this share that are not there."""
         mine = [name for k, name in enumerate(names, self.counted) if k % self.share[1] == self.share[0]]
         self.counted += len(names)
@@ -103,6 +103,6 @@ class Pieces:
     def file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    def get(self, names: Sequence[str]) -> list[dict] | None:
-        """All these outcomes, or None while some are missing."""
-        return [read_json(self.file(name)) for name in names] if all(self.file(name).is_file() for name in names) else None
+    def get(self, names: Iterable[str]) -> list[dict]:
+        """These outcomes, all of which are there."""
+        return [read_json(self.file(name)) for name in names]

@@ -235,7 +235,6 @@ def test_what_cannot_be_evaluated_is_one_sentence(run, world, capsys, monkeypatc
         (pure, ["--protocol", "poll"], "no question of StreamingBench"),
         ({}, ["--shard", "3/3"], "from 0/4 to 3/4"),
         ({}, ["--shard", "0/2", "--extras", "speed"], "speed is measured"),
-        ({"evaluate:": "video: {test_frames_per_turn: null}\nevaluate:"}, [], "test_frames_per_turn"),
     ):
         changed = text
         for old, new in change.items():
