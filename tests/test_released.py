@@ -14,8 +14,8 @@ from mmduet2kit.corpus.build import Dataset, read_index
 from mmduet2kit.corpus.films import write_video
 from mmduet2kit.corpus.readers import READERS
 from mmduet2kit.corpus.video import fit_size, frames, resized
-from mmduet2kit.dialogue import DEFAULT_SYSTEM, NO_REPLY
-from mmduet2kit.files import read_json, write_jsonl
+from mmduet2kit.dialogue import DEFAULT_SYSTEM, NO_REPLY, Dialogue, Turn
+from mmduet2kit.files import STAMP, read_json, write_json, write_jsonl
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train.sft import sft_dialogues
 
@@ -122,6 +122,27 @@ def test_what_is_made_is_not_made_again_and_gives_the_same_bytes(release, tmp_pa
     assert build(release[0], out) == 0
     assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} == before and not saved
     capsys.readouterr()
+
+
+def test_joined_with_a_benchmark_whose_frames_are_denser(release, tmp_path, capsys):
+    """Each video's pictures keep their own interval; who made what is told only if it is known of all parts."""
+    out, bench, both = tmp_path / "out", tmp_path / "bench", tmp_path / "both"
+    assert build(release[0], out) == 0
+    (bench / "frames").mkdir(parents=True)
+    np.save(bench / "frames" / "v.npy", np.arange(4 * 28 * 28 * 3, dtype=np.uint8).reshape(4, 28, 28, 3))
+    record = {"video": "v.mp4", "question_id": "Q", "domain": "WEB", "duration": 4.0, "conversation": [], "answer": []}
+    for name, content in {"frames.json": {"interval": 1.0, "videos": {"v.mp4": "v.npy"}}, "ledger.json": [], "test.json": [record]}.items():
+        write_json(bench / name, content)
+    (bench / STAMP).write_text("bench")
+    assert cli.main(["data", "join", str(both), str(out), str(bench)]) == 0
+    alone, joined = Dataset(out), Dataset(both)
+    joined.check(2.0)
+    for a, b in ((alone.sft(2.0), joined.sft(2.0)), (alone.offline("sft"), joined.offline("sft"))):
+        assert len(a) == len(b) and all(np.array_equal(alone.frames(x), joined.frames(y)) for x, y in zip(a, b))
+    watched = Dialogue("", joined.benchmark("test")[0]["video"], 1.0, (Turn((0, 3)),))
+    assert np.array_equal(joined.frames(watched), np.load(bench / "frames" / "v.npy")[[0, 3]]) and not joined.has("about.json")
+    write_json(out / "test.json", [record])  # 2 s apart: no run could play it at 1 s
+    assert cli.main(["data", "join", str(tmp_path / "no"), str(out), str(bench)]) == 2 and "2 s" in capsys.readouterr().err
 
 
 def test_without_h5py_it_is_one_sentence(release, tmp_path, monkeypatch, capsys):
