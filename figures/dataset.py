@@ -100,7 +100,7 @@ def silence(dialogues: Iterable[Dialogue]) -> float | None:
 
 def ledger(dataset: Dataset) -> list[dict]:
     """The filter ledger's rules, those that dropped most first."""
-    return sorted(read_json(dataset.folder / "ledger.json"), key=lambda row: row["out"] - row["in"]) if dataset.has("ledger.json") else []
+    return dataset._read("ledger.json", lambda path: sorted(read_json(path), key=lambda row: row["out"] - row["in"]) if path.is_file() else [])
 
 
 def look(folder: Path, out: Path | None, count: int) -> Path:
@@ -163,7 +163,8 @@ def card(folder: Path, out: Path | None, files: dict[str, dict[str, str]] | None
     files: {configuration: {split: path or pattern}} as they are published; default: the dataset's own files.
     """
     dataset, every = opened(folder)
-    sources = read_json(dataset.folder / "about.json")["sources"] if dataset.has("about.json") else []
+    told = dataset._read("about.json", lambda path: read_json(path)["sources"] if path.is_file() else [])
+    sources = [dict.fromkeys(("corpus", "annotator", "model", "kit", "profile"), "") | {"settings": {}} | one for one in told]
     files, kinds = files or parts(dataset, every), statistics(dataset, every)
     total = sum(kind["dialogues"] for kind in kinds if "dialogues" in kind)
     name = dataset.folder.resolve().name

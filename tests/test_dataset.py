@@ -118,6 +118,18 @@ def test_every_number_of_the_card_is_counted(made):
     assert "`0123456789ab`" in body and not re.search(r"\n{4}", body)
 
 
+def test_a_card_says_what_it_does_not_know(made, capsys):
+    write_json(made / "about.json", {"sources": [{"corpus": "procedural", "annotator": "template", "kit": "0.1.0", "profile": "tiny", "settings": {}}]})
+    head, body = front(page.card(made, None).read_text())
+    assert head["license"] == "apache-2.0" and "drawn by a program" in body and "written by a model" not in body
+    (made / "about.json").unlink()
+    (made / "ledger.json").unlink()
+    head, body = front(page.card(made, None).read_text())
+    assert head["license"] == "other" and "The dataset does not say" in body and "no filter ledger" in body
+    (made / "about.json").write_text("[]")
+    assert cli.main(["data", "card", str(made)]) == 2 and "about.json is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("corpora, licence", [(["procedural"], "apache-2.0"), (["live-whisperx"], "other"), (["egoexolearn", "procedural"], "other"),
                                               (["own videos"], "other"), ([], "other")])  # fmt: skip
 def test_a_licence_is_named_only_where_the_corpora_name_one(corpora, licence):
