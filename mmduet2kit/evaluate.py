@@ -369,6 +369,8 @@ def _check(args, profile: Profile, dataset: Dataset, records: Sequence[dict], as
     gold = [answer["content"] for record in records for answer in record["answer"]]
     if gold and profile.judge.name == "exact" and not any(map(facts, gold)):
         raise UserError("The judge exact knows the procedural world's sentences only: set `judge: {name: embedding}` or llm in the profile.")
+    if not (records or extras):
+        raise UserError(f"{dataset.folder} has no test questions: see its ledger.json for what was left out, and why.")
     if args.protocol == "poll" and not asked:
         raise UserError(f"{dataset.folder} holds no question of StreamingBench, whose protocol poll is: build it from that, or leave --protocol out.")
     if extras & {"speed", "ahead"} and (args.shard[1] > 1 or args.parallel > 1):

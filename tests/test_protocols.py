@@ -229,10 +229,13 @@ def test_the_poll_stands_beside_the_push(run, capsys):
 
 def test_what_cannot_be_evaluated_is_one_sentence(run, world, capsys, monkeypatch):
     text, pure = Path("mine.yaml").read_text(), {str(world / "all"): str(world / "pvqa")}
+    shutil.copytree(world / "pvqa", world / "empty")
+    (world / "empty" / "test.json").write_text("[]")
     monkeypatch.setattr(evaluate, "load", lambda *_: pytest.fail("nothing is loaded before it is refused"))
     for change, options, told in (
         (pure | {"name: embedding": "name: exact"}, [], "The judge exact knows"),
         (pure, ["--protocol", "poll"], "no question of StreamingBench"),
+        ({str(world / "all"): str(world / "empty")}, [], "has no test questions"),
         ({}, ["--shard", "3/3"], "from 0/4 to 3/4"),
         ({}, ["--shard", "0/2", "--extras", "speed"], "speed is measured"),
     ):
