@@ -17,7 +17,7 @@ from .dialogue import NO_REPLY, Dialogue
 from .engines import Session, StreamEngine, VLLMEngine
 from .errors import UserError
 from .files import read_json, sha256_file, write_csv, write_json, write_jsonl
-from .model import encoder_for, fetched, load, safe_name
+from .model import checkpoint, encoder_for, load
 from .profile import Profile, add_profile_arguments, load_profile, positive
 from .score import judge_of, score_question, totals
 from .score.streamingbench import all_rules
@@ -210,9 +210,7 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """`mmduet2 evaluate`: results/eval/<model>-seed<k>.json and the predictions in the upstream schema beside it."""
     profile, seed = load_profile(args.profile), args.seed
-    dataset, folder = Dataset(profile.data), profile.model_dir(args.model, args.seed)
-    if "/" in args.model:  # somebody's checkpoint, not one of the run's
-        folder, args.model = fetched(args.model), safe_name(args.model)
+    dataset, (folder, args.model) = Dataset(profile.data), checkpoint(profile, args.model, args.seed)
     extras, stored = set(filter(None, args.extras.split(","))), min(profile.video.intervals)
     tests = dict.fromkeys(record["domain"] for record in dataset.benchmark("test"))
     domains = dict.fromkeys(args.domains.split(",") if args.domains else (name for name in tests if name != "PO"))

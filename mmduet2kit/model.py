@@ -13,7 +13,7 @@ from .attention import WINDOWS
 from .chat import SPECIALS, ChatEncoder
 from .errors import UserError
 from .manifest import attention_for
-from .profile import Model
+from .profile import Model, Profile
 from .progress import rank
 
 QWEN_SPLIT = (  # Qwen's own pre-tokenizer pattern (transformers' Qwen2 tokenizer)
@@ -183,6 +183,11 @@ def load_processor(folder: Path | str):
         return processor
 
     return _loaded("processor", folder, get)
+
+
+def checkpoint(profile: Profile, name: str, seed: int) -> tuple[Path, str]:
+    """(folder, name for result files) of one of the run's models, or with a slash of anybody's: a folder, or owner/name[@revision] on the hub."""
+    return (fetched(name), safe_name(name)) if "/" in name else (profile.model_dir(name, seed), name)
 
 
 def freeze_vision(model) -> None:
