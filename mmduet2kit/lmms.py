@@ -6,6 +6,7 @@ As elsewhere in the kit a frame is a picture of its own; the paper gives 256 vis
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -156,6 +157,8 @@ def run(args) -> int:
     from .model import checkpoint, fetched
 
     profile = load_profile(args.profile)
+    if min(args.frames, args.visual_tokens) < 1:
+        raise UserError("--frames and --visual-tokens must be 1 or more.")
     if not find_spec("lmms_eval"):
         raise UserError("lmms-eval is not installed here: it needs an environment of its own, see 'Offline benchmarks' in the README.")
     folder, name = checkpoint(profile, args.model, args.seed)
@@ -170,6 +173,7 @@ def run(args) -> int:
     more = args.more[1:] if args.more[:1] == ["--"] else args.more
     sys.argv = ["lmms_eval", "--model", "mmduet2", "--model_args", ",".join(f"{key}={value}" for key, value in told.items()), "--tasks", args.tasks,
                 "--output_path", str(place), "--use_cache", str(place / "cache"), "--log_samples", *more]  # fmt: skip
+    os.environ.setdefault("LMMS_CACHE_RUN_ID", f"{name}-seed{args.seed}")  # else a killed run's answers are kept where no other looks
     from lmms_eval.cli.dispatch import main
     from lmms_eval.models import MODEL_REGISTRY_V2
 

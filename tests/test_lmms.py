@@ -156,6 +156,7 @@ def test_table_4_shows_what_was_run_beside_the_paper(tmp_path):
 def test_without_lmms_eval_one_sentence_says_what_to_do(capsys):
     assert cli.main(["lmms", "--profile", "tiny"]) == 2
     assert "needs an environment of its own" in capsys.readouterr().err
+    assert cli.main(["lmms", "--frames", "0"]) == 2 and "must be 1 or more" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
