@@ -23,7 +23,7 @@ from .dialogue import NO_REPLY, Dialogue
 from .engines import Session, StreamEngine, VLLMEngine
 from .errors import UserError
 from .files import read_json, sha256_file, write_csv, write_json, write_jsonl
-from .model import encoder_for, load
+from .model import checkpoint, encoder_for, load
 from .profile import Profile, add_profile_arguments, load_profile, positive, share
 from .progress import lines, run_commands
 from .protocols import Pieces, official, poll, push
@@ -257,7 +257,8 @@ class Part:
 
 def add_arguments(parser) -> None:
     add_profile_arguments(parser)
-    parser.add_argument("--model", default="rl", help="base, sft, threshold, rl, rl-no_rep, sft-1s, ... (default: rl)")
+    parser.add_argument("--model", default="rl", help="base, sft, threshold, rl, rl-no_rep, sft-1s, ... (default: rl); or any folder or hub name "
+                        "with a slash, ./MINE or owner/name[@revision]")
     parser.add_argument("--domains", default="", help="by commas (default: all of the test videos', PO apart)")
     parser.add_argument("--intervals", default="", help="seconds between frames, by commas (default: the profile's)")
     parser.add_argument("--engine", choices=("stream", "vllm"), default="stream", help="who generates (default: stream)")
@@ -270,7 +271,7 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """`mmduet2 evaluate`: results/eval/<model>-seed<k>.json and the predictions in the upstream schema beside it."""
     profile, seed = load_profile(args.profile), args.seed
-    dataset, folder = Dataset(profile.data), profile.model_dir(args.model, args.seed)
+    dataset, (folder, called) = Dataset(profile.data), checkpoint(profile, args.model, args.seed)
     extras, stored = set(filter(None, args.extras.split(","))), min(profile.video.intervals)
     records = dataset.benchmark("test")
     tests = dict.fromkeys(record["domain"] for record in records)
@@ -297,7 +298,7 @@ def run(args) -> None:
     engine = VLLMEngine(folder, profile.model.dtype) if args.engine == "vllm" else None
     evaluator = Evaluator(profile, dataset, model, processor, engine=engine)
     weights = [dataset.key, *(sha256_file(path) for kind in ("*.safetensors", "*.pt") for path in sorted(folder.glob(kind)))]
-    out = {"model": args.model, "seed": seed, "weights": weights, "proactive": []}
+    out = {"model": called, "seed": seed, "weights": weights, "proactive": []}
     if args.model == "threshold":
         evaluator.head = load_head(folder, model.config.text_config.hidden_size).to(model.device, model.dtype)
         evaluator.threshold = choose_threshold(evaluator, profile.results / f"threshold_sweep_seed{seed}.csv", seed)
@@ -308,7 +309,7 @@ def run(args) -> None:
             extras.discard(name)
             file = {"po": "onsets/test.json, and no question of StreamingBench", "offline": "offline_test.jsonl"}[name]
             print(f"{name}: NOT RUN, as {dataset.folder} has no {file}.")
-    place, name, played = profile.results / "eval", f"{args.model}-seed{seed}", Counter()
+    place, name, played = profile.results / "eval", f"{called}-seed{seed}", Counter()
     depends = [weights, sha256_file(dataset.folder / "test.json"), profile.video, profile.model, profile.evaluate, args.engine, out.get("threshold")]
     pieces = Pieces.of(place / "pieces" / name, str(depends), args.shard)
     parts = [Part(evaluator, domain, interval) for interval in intervals for domain in domains]
