@@ -64,7 +64,7 @@ def ran(tmp_path_factory):
     """(its dataset, what the runner printed) of a run over films of EGO alone; the run's folder goes afterwards."""
     shutil.rmtree(RUN, ignore_errors=True)
     file = built(tmp_path_factory.mktemp("real"), "train_ego", {"sft": 8, "rl": 4, "dev": 1, "test": 2})
-    done = subprocess.run([sys.executable, "-m", "mmduet2kit", "run", "--profile", str(file)], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, "-m", "mmduet2kit", "run", "--profile", str(file)], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     yield Dataset(file.parent / "data"), done.stdout
     shutil.rmtree(RUN)
