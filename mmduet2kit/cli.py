@@ -23,7 +23,7 @@ COMMANDS = {  # name: (module, what it does, an example)
     "base": ("mmduet2kit.train.base", "teach a small model to caption", "mmduet2 base --profile tiny"),
     "sft": ("mmduet2kit.train.sft", "supervised fine-tuning", "mmduet2 sft --profile tiny --seed 0"),
     "grpo": ("mmduet2kit.train.grpo", "multi-turn GRPO", "mmduet2 grpo --profile tiny --seed 0"),
-    "evaluate": ("mmduet2kit.evaluate", "proactive and offline tests", "mmduet2 evaluate --profile tiny"),
+    "evaluate": ("mmduet2kit.evaluation", "proactive and offline tests", "mmduet2 evaluate --profile tiny"),
     "lmms": ("mmduet2kit.lmms", "Video-MME, MVBench and LongVideoBench by lmms-eval", "mmduet2 lmms --profile paper --model rl -- --limit 8"),
     "watch": ("mmduet2kit.watch", "watch a video and speak when there is something to say",
               "mmduet2 watch video.mp4 --question 'What is happening?' --ask 12.5:'Who came in?'"),

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from . import __version__
 from .corpus.annotate import get_annotator
-from .corpus.build import Dataset, build, table1
+from .corpus.build import Dataset, build
 from .corpus.pipeline import VIDEOS, Plan, build_corpus, join, own_videos
 from .corpus.readers import READERS, Bad, Clip
+from .doctor import unmeasured
 from .errors import UserError
 from .files import read_json, write_json
 from .joined import join_datasets
@@ -21,6 +22,8 @@ from .progress import lines
 from .released import build_released
 from .report import script
 from .score import judge_of
+
+from illustrate import table1  # isort: skip - of figures/, which doctor makes importable
 
 SHOW = ("look", "card", "export")  # what is done with a dataset that is there
 
@@ -60,7 +63,7 @@ def run(args) -> None:
     if profile.dataset:
         dataset = Dataset(profile.data)
         dataset.check(profile.video.train_interval)
-        print(f"The dataset {profile.data} is used as it is.")
+        print("; ".join([f"The dataset {profile.data} is used as it is", *unmeasured(dataset)]) + ".")
     else:
         dataset = build(profile, profile.data, lines)
         about(profile, profile.data, "procedural", "template")

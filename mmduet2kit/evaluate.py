@@ -1,10 +1,8 @@
 """Proactive evaluation by the push protocol, StreamingBench's poll beside it (protocols.py), and the offline check.
 
-An evaluation is cut into batches, whose outcomes are kept under results/eval/pieces: killed, it goes on; shards of it on several
-GPUs or machines, in any order, give the same result as one process.
+What `mmduet2 evaluate` does with it is in evaluation.py.
 """
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,13 +18,12 @@ from .corpus.build import Dataset
 from .corpus.films import load_scenes
 from .corpus.world import facts
 from .dialogue import NO_REPLY, Dialogue
-from .engines import Session, StreamEngine, VLLMEngine
+from .engines import Session, StreamEngine
 from .errors import UserError
-from .files import read_json, sha256_file, write_csv, write_json, write_jsonl
-from .model import checkpoint, encoder_for, load
-from .profile import Profile, add_profile_arguments, load_profile, positive, share
-from .progress import lines, run_commands
-from .protocols import Pieces, official, poll, push
+from .files import read_json, write_csv
+from .model import encoder_for
+from .profile import Profile
+from .protocols import official, poll, push
 from .score import judge_of, score_question, totals
 from .score.streamingbench import all_rules
 from .stream import Greedy
@@ -203,10 +200,10 @@ def choose_threshold(evaluator: Evaluator, out: Path, seed: int) -> float:
     """Best PAUC on development videos over a grid of thresholds; the whole sweep goes to `out` (threshold_sweep.csv)."""
     grid = [float(x) for x in np.linspace(0, 1, evaluator.profile.evaluate.thresholds + 2)[1:-1]]
     rows, sums = [], {threshold: np.zeros(2) for threshold in grid}
-    watched = {domain: evaluator.records("dev", domain, evaluator.profile.evaluate.dev_videos) for domain in ("WEB", "EGO")}
-    if not any(watched.values()):
+    watched = {domain: evaluator.records("dev", domain, evaluator.profile.evaluate.dev_videos) for domain in evaluator.dataset.domains("dev")}
+    if not watched:
         raise UserError(f"{evaluator.dataset.folder} has no development videos, on which the threshold is chosen: join it with training data (mmduet2 data join).")
-    for domain, records in ((domain, some) for domain, some in watched.items() if some):
+    for domain, records in watched.items():
         many = [g for g in grid for _ in records]  # every threshold is one more session of the same batch
         interval = evaluator.profile.video.test_interval
         scored = evaluator.score(evaluator.watch(records * len(grid), interval, 2 * evaluator.profile.evaluate.batch, many))
@@ -219,166 +216,3 @@ def choose_threshold(evaluator: Evaluator, out: Path, seed: int) -> float:
     best = max(grid, key=lambda g: sums[g][0] / sums[g][1])
     write_csv(out, [row | {"chosen": int(row["threshold"] == best)} for row in rows])
     return best
-
-
-class Part:
-    """One domain at one interval by one protocol: its batches of like length, which are the pieces of an evaluation."""
-
-    def __init__(self, evaluator: Evaluator, domain: str, interval: float, polled: bool = False):
-        self.evaluator, self.domain, self.interval, self.polled = evaluator, domain, interval, polled
-        records = evaluator.records("test", domain)
-        self.records = [record for record in records if official(record)] or records
-        self.name, size = f"{domain}-{interval:g}s{'-poll' * polled}", evaluator.profile.evaluate.batch
-        order = sorted(range(len(self.records)), key=lambda k: -len(evaluator.dialogue(self.records[k], interval).turns))
-        self.batches = {f"{self.name}-{at:05d}": order[at : at + size] for at in range(0, len(order), size)}
-
-    def play(self, name: str) -> dict:
-        """One batch: what was said, [place of the record, replies, decisions], and what the engine counted."""
-        before, some = Counter(self.evaluator.engine.counts), [self.records[k] for k in self.batches[name]]
-        watched = (self.evaluator.poll if self.polled else self.evaluator.watch)(some, self.interval)
-        counts = {key: many - before[key] for key, many in self.evaluator.engine.counts.items()}
-        return {"said": [[k, w.replies, w.decisions] for k, w in zip(self.batches[name], watched)], "counts": counts}
-
-    def watched(self, pieces: Sequence[dict]) -> list[Watched]:
-        """All batches' outcomes, in the order of the records."""
-        said = sorted(one for piece in pieces for one in piece["said"])
-        return [Watched(self.records[k], [(time, text) for time, text in replies], decisions) for k, replies, decisions in said]
-
-    def result(self, watched: Sequence[Watched], onsets: dict | None, tokens: int) -> dict:
-        """The domain's rows and figures."""
-        profile, rows = self.evaluator.profile, self.evaluator.score(watched, onsets)
-        found = pooled(rows, profile.evaluate.reply_every_turn_budget)
-        found["quantum_s"] = self.interval * profile.video.test_frames_per_turn[self.domain]
-        found["tokens_per_min"] = 60 * tokens / (found["quantum_s"] * sum(w.decisions for w in watched))
-        score = f"PAUC {found['pauc']:.1f}" if found["spans"] else "no PAUC"
-        print(f"evaluated {self.domain} at {self.interval:g} s: {score}, {found['reply_turns']:.1f} replies", flush=True)
-        return {"domain": self.domain, "interval": self.interval, "rows": rows, "pooled": found}
-
-
-def add_arguments(parser) -> None:
-    add_profile_arguments(parser)
-    parser.add_argument("--model", default="rl", help="base, sft, threshold, rl, rl-no_rep, sft-1s, ... (default: rl); or any folder or hub name "
-                        "with a slash, ./MINE or owner/name[@revision]")
-    parser.add_argument("--domains", default="", help="by commas (default: all of the test videos', PO apart)")
-    parser.add_argument("--intervals", default="", help="seconds between frames, by commas (default: the profile's)")
-    parser.add_argument("--engine", choices=("stream", "vllm"), default="stream", help="who generates (default: stream)")
-    parser.add_argument("--extras", default="", help="any of offline,po,speed,ahead by commas (ahead: speed with NO REPLY verified)")
-    parser.add_argument("--protocol", choices=("push", "poll"), default="push", help="poll: StreamingBench's own, of its questions alone (default: push)")
-    parser.add_argument("--shard", type=share, default="0/1", metavar="I/N", help="this process's part, from 0/N to N-1/N; the last to end puts all together")
-    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="start N shards here, each on a GPU of its own where there are any")
-
-
-def run(args) -> None:
-    """`mmduet2 evaluate`: results/eval/<model>-seed<k>.json and the predictions in the upstream schema beside it."""
-    profile, seed = load_profile(args.profile), args.seed
-    dataset, (folder, called) = Dataset(profile.data), checkpoint(profile, args.model, args.seed)
-    extras, stored = set(filter(None, args.extras.split(","))), min(profile.video.intervals)
-    records = dataset.benchmark("test")
-    tests = dict.fromkeys(record["domain"] for record in records)
-    domains = dict.fromkeys(args.domains.split(",") if args.domains else (name for name in tests if name != "PO"))
-    if unknown := (set(domains) - set(tests)) or extras - {"offline", "po", "speed", "ahead"}:
-        known = f"domains are {', '.join(sorted(tests))}; extras offline, po, speed, ahead"
-        raise UserError(f"There is no {min(unknown)!r} to evaluate: {known}.")
-    try:
-        intervals = [positive(text) for text in (args.intervals or str(profile.video.test_interval)).split(",")]
-        if any(abs(interval / stored - round(interval / stored)) > 1e-6 for interval in intervals):
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--intervals {args.intervals!r}: give multiples of {stored:g} s, by commas.") from None
-    asked = any(map(official, records))
-    if args.protocol == "poll":
-        domains, extras = {}, {"po"}
-    elif asked and not domains:
-        extras.add("po")
-    _check(args, profile, dataset, [record for record in records if record["domain"] in domains], asked, extras)
-    if args.parallel > 1:
-        return _side_by_side(args)
-    model, processor = load(folder, profile.model.dtype, profile.model.attention)
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    engine = VLLMEngine(folder, profile.model.dtype) if args.engine == "vllm" else None
-    evaluator = Evaluator(profile, dataset, model, processor, engine=engine)
-    weights = [dataset.key, *(sha256_file(path) for kind in ("*.safetensors", "*.pt") for path in sorted(folder.glob(kind)))]
-    out = {"model": called, "seed": seed, "weights": weights, "proactive": []}
-    if args.model == "threshold":
-        evaluator.head = load_head(folder, model.config.text_config.hidden_size).to(model.device, model.dtype)
-        evaluator.threshold = choose_threshold(evaluator, profile.results / f"threshold_sweep_seed{seed}.csv", seed)
-        out["threshold"] = evaluator.threshold
-    onsets = load_onsets(dataset.folder) if dataset.has("onsets/test.json") else None  # real videos have none: latency stays empty
-    for name, there in (("po", asked or "PO" in tests and onsets), ("offline", dataset.has("offline_test.jsonl"))):
-        if name in extras and not there:
-            extras.discard(name)
-            file = {"po": "onsets/test.json, and no question of StreamingBench", "offline": "offline_test.jsonl"}[name]
-            print(f"{name}: NOT RUN, as {dataset.folder} has no {file}.")
-    place, name, played = profile.results / "eval", f"{called}-seed{seed}", Counter()
-    depends = [weights, sha256_file(dataset.folder / "test.json"), profile.video, profile.model, profile.evaluate, args.engine, out.get("threshold")]
-    pieces = Pieces.of(place / "pieces" / name, str(depends), args.shard)
-    parts = [Part(evaluator, domain, interval) for interval in intervals for domain in domains]
-    if "po" in extras:
-        parts.append(Part(evaluator, "PO", profile.video.test_interval, args.protocol == "poll"))
-
-    def finish(part: Part) -> None:
-        found = pieces.get(part.batches)
-        watched = part.watched(found)
-        counts = sum((Counter(piece["counts"]) for piece in found), Counter())
-        write_jsonl(place / "predictions" / f"{name}-{part.name}.jsonl", map(to_prediction, watched))
-        if "po" in extras and part is parts[-1]:
-            out["po_poll" if part.polled else "po"] = rules = evaluator.proactive_output(watched, onsets)
-            print(f"evaluated PO by {args.protocol}: " + ", ".join(f"{rule} {value:.3g}" for rule, value in rules.items()), flush=True)
-        else:
-            out["proactive"].append(part.result(watched, onsets, counts["tokens"]))
-        played.update(counts)
-        save()
-
-    def save() -> None:
-        out["engine"] = {"name": args.engine, **played}
-        file = place / f"{name}.json"
-        kept = dict(out)
-        if file.exists() and (before := read_json(file)).get("weights") == weights:  # what was not measured now stays
-            new = {(part["domain"], part["interval"]) for part in out["proactive"]}
-            kept["proactive"] = out["proactive"] + [part for part in before["proactive"] if (part["domain"], part["interval"]) not in new]
-            kept = before | kept
-        write_json(file, kept)
-
-    for part in parts:
-        pieces.make(part.batches, part.play, lines(f"evaluated {name}-{part.name}, batches"))
-        if args.shard[1] == 1:
-            finish(part)
-    if "offline" in extras:
-        pieces.make(["offline"], lambda _: evaluator.offline("test"), lambda *_: None)
-    wanted = [batch for part in parts for batch in part.batches] + ["offline"] * ("offline" in extras)
-    if missing := sum(not pieces.file(batch).is_file() for batch in wanted):
-        print(f"{len(wanted) - missing} of {len(wanted)} batches are there; the last of the other shards puts all together.")
-        return
-    for part in parts if args.shard[1] > 1 else ():
-        finish(part)
-    if "offline" in extras:
-        (out["offline"],) = pieces.get(["offline"])
-    for extra in ("speed", "ahead"):
-        if extra in extras:
-            records = evaluator.records("test", "WEB", profile.evaluate.speed_videos)
-            out[extra] = evaluator.wall_time(records, profile.video.test_interval, extra == "ahead")
-    save()
-    for other in pieces.folder.parent.iterdir() if parts else ():  # of other weights or settings
-        if other != pieces.folder:
-            shutil.rmtree(other, ignore_errors=True)
-
-
-def _check(args, profile: Profile, dataset: Dataset, records: Sequence[dict], asked: bool, extras: set[str]) -> None:
-    """UserError for what cannot be evaluated so."""
-    if strange := {record["domain"] for record in records} - set(profile.video.test_frames_per_turn):
-        raise UserError(f"How many frames a turn of {min(strange)!r} has is not told: add it to video.test_frames_per_turn of the profile.")
-    gold = [answer["content"] for record in records for answer in record["answer"]]
-    if gold and profile.judge.name == "exact" and not any(map(facts, gold)):
-        raise UserError("The judge exact knows the procedural world's sentences only: set `judge: {name: embedding}` or llm in the profile.")
-    if not (records or extras):
-        raise UserError(f"{dataset.folder} has no test questions: see its ledger.json for what was left out, and why.")
-    if args.protocol == "poll" and not asked:
-        raise UserError(f"{dataset.folder} holds no question of StreamingBench, whose protocol poll is: build it from that, or leave --protocol out.")
-    if extras & {"speed", "ahead"} and (args.shard[1] > 1 or args.parallel > 1):
-        raise UserError("speed is measured by one process that has the machine to itself: leave --shard and --parallel out.")
-
-
-def _side_by_side(args) -> None:
-    """`--parallel N`: the shards as processes of this machine, each on a GPU of its own."""
-    given = [f"--{name} {value}" for name in ("seed", "model", "domains", "intervals", "engine", "extras", "protocol") if (value := str(getattr(args, name)))]
-    run_commands(args.profile, [[f"evaluate {' '.join(given)} --shard {k}/{args.parallel}"] for k in range(args.parallel)], args.parallel)

@@ -172,6 +172,12 @@ def load(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
     return load_model(folder, dtype, attention), load_processor(folder)
 
 
+def load_to_play(profile: Profile, folder: Path | str):
+    """`load` as the profile says, to be played: in evaluation mode, on this process's GPU where there is one."""
+    model, processor = load(folder, profile.model.dtype, profile.model.attention)
+    return model.eval().to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"), processor
+
+
 def load_processor(folder: Path | str):
     """The processor (tokenizer, image processor, chat template) of a Hugging Face folder or hub name."""
     from transformers import AutoProcessor

@@ -7,7 +7,8 @@ import pytest
 import results
 from results import Tables
 
-from mmduet2kit import evaluate
+from mmduet2kit import evaluate, evaluation
+from mmduet2kit import model as models
 from mmduet2kit.corpus.dialogues import benchmark_record, from_benchmark
 from mmduet2kit.corpus.films import annotate
 from mmduet2kit.corpus.world import plan
@@ -138,11 +139,24 @@ def test_the_chat_formats_are_compared_seed_by_seed(tmp_path, monkeypatch):
 def test_a_base_model_that_the_profile_names_is_used(monkeypatch):
     model = PROFILE.model.model_copy(update={"path": "somewhere/base-3B"})
     named, asked = PROFILE.model_copy(update={"model": model}), []
-    monkeypatch.setattr(evaluate, "load_profile", lambda name: named)
-    monkeypatch.setattr(evaluate, "Dataset", lambda folder: SimpleNamespace(benchmark=lambda split: [{"domain": "WEB", "answer": []}]))
-    monkeypatch.setattr(evaluate, "load", lambda folder, *_: asked.append(str(folder)) or 1 / 0)
+    monkeypatch.setattr(evaluation, "load_profile", lambda name: named)
+    records = [{"domain": "WEB", "answer": []}]
+    monkeypatch.setattr(evaluation, "Dataset", lambda folder: SimpleNamespace(benchmark=lambda split: records, has=lambda name: True))
+    monkeypatch.setattr(evaluation, "load_to_play", lambda profile, folder: asked.append(str(folder)) or 1 / 0)
     for name in ("base", "sft"):
         with pytest.raises(ZeroDivisionError):
-            evaluate.run(SimpleNamespace(profile="any", seed=1, model=name, domains="WEB", intervals="", extras="", protocol="push", shard=(0, 1), parallel=1))
+            evaluation.run(SimpleNamespace(profile="any", seed=1, model=name, domains="WEB", intervals="", extras="", protocol="push", shard=(0, 1), parallel=1))
     assert asked == ["somewhere/base-3B", "runs/tiny/models/sft-seed1"]
     assert str(PROFILE.model_dir("base", 1)) == "runs/tiny/models/base-seed1"
+
+
+def test_a_model_is_played_on_the_gpu_of_its_process(monkeypatch):
+    places = []
+    one = SimpleNamespace(eval=lambda: SimpleNamespace(to=lambda place: places.append(place)))
+    monkeypatch.setattr(models, "load", lambda folder, dtype, attention: (one, (folder, dtype)))
+    for there in (False, True):
+        monkeypatch.setattr(models.torch.cuda, "is_available", lambda there=there: there)
+        assert models.load_to_play(PROFILE, "somewhere")[1] == ("somewhere", PROFILE.model.dtype)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    models.load_to_play(PROFILE, "somewhere")
+    assert places == ["cpu", "cuda:0", "cuda:3"]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mmduet2kit import cli, evaluate, joined
+from mmduet2kit import cli, evaluate, evaluation, joined
 from mmduet2kit.corpus.build import Dataset, build, read_index
 from mmduet2kit.corpus.films import write_video
 from mmduet2kit.dialogue import DEFAULT_SYSTEM, NO_REPLY, PROACTIVE_SYSTEM
@@ -177,7 +177,7 @@ def outcome(folder=Path("runs/bench/results/eval")):
 
 def test_killed_and_in_shards_the_result_is_the_same(run, monkeypatch, capsys):
     assert run("--extras", "po,offline") == 0
-    whole, play, played = outcome(), evaluate.Part.play, []
+    whole, play, played = outcome(), evaluation.Part.play, []
     assert {p["domain"]: p["pooled"]["spans"] for p in whole[0]["proactive"]} == {"TV": 1, "WEB": 6}
     assert whole[0]["po"]["n"] == 1 and whole[0]["engine"]["decisions"] > 3 * 12 and whole[0]["offline"]
     assert len(whole[1]["base-seed1-WEB-1s.jsonl"].splitlines()) == 3
@@ -189,11 +189,11 @@ def test_killed_and_in_shards_the_result_is_the_same(run, monkeypatch, capsys):
         return play(part, name)
 
     shutil.rmtree("runs")
-    monkeypatch.setattr(evaluate.Part, "play", dies)
+    monkeypatch.setattr(evaluation.Part, "play", dies)
     assert run("--extras", "po,offline") == 130
     kept = read_json(Path("runs/bench/results/eval/base-seed1.json"))
     assert [p["domain"] for p in kept["proactive"]] == ["TV"] and len(played) == 3  # a finished part is there already
-    monkeypatch.setattr(evaluate.Part, "play", lambda part, name: played.append(name) or play(part, name))
+    monkeypatch.setattr(evaluation.Part, "play", lambda part, name: played.append(name) or play(part, name))
     assert run("--extras", "po,offline") == 0 and outcome() == whole
     assert len(played) == len(set(played)) == 5  # none twice: TV 1, WEB 3, PO 1
 
@@ -208,8 +208,8 @@ def test_killed_and_in_shards_the_result_is_the_same(run, monkeypatch, capsys):
 
 
 def test_other_weights_or_settings_begin_anew(run, tmp_path, monkeypatch):
-    play, played = evaluate.Part.play, []
-    monkeypatch.setattr(evaluate.Part, "play", lambda part, name: played.append(name) or play(part, name))
+    play, played = evaluation.Part.play, []
+    monkeypatch.setattr(evaluation.Part, "play", lambda part, name: played.append(name) or play(part, name))
     for tokens, wanted in ((6, 3), (6, 3), (5, 6)):
         profile = Path("mine.yaml").read_text().replace("max_new_tokens: 6", f"max_new_tokens: {tokens}")
         Path("mine.yaml").write_text(profile)
@@ -229,13 +229,10 @@ def test_the_poll_stands_beside_the_push(run, capsys):
 
 def test_what_cannot_be_evaluated_is_one_sentence(run, world, capsys, monkeypatch):
     text, pure = Path("mine.yaml").read_text(), {str(world / "all"): str(world / "pvqa")}
-    shutil.copytree(world / "pvqa", world / "empty")
-    (world / "empty" / "test.json").write_text("[]")
-    monkeypatch.setattr(evaluate, "load", lambda *_: pytest.fail("nothing is loaded before it is refused"))
+    monkeypatch.setattr(evaluation, "load_to_play", lambda *_: pytest.fail("nothing is loaded before it is refused"))
     for change, options, told in (
         (pure | {"name: embedding": "name: exact"}, [], "The judge exact knows"),
         (pure, ["--protocol", "poll"], "no question of StreamingBench"),
-        ({str(world / "all"): str(world / "empty")}, [], "has no test questions"),
         ({}, ["--shard", "3/3"], "from 0/4 to 3/4"),
         ({}, ["--shard", "0/2", "--extras", "speed"], "speed is measured"),
     ):
@@ -248,11 +245,14 @@ def test_what_cannot_be_evaluated_is_one_sentence(run, world, capsys, monkeypatc
         assert told in line
 
 
-def test_domains_and_development_videos_that_are_not_there(world, monkeypatch, tmp_path):
-    profile = load_profile("tiny")
-    strange = [RECORD | {"domain": "MAGQA"}]
+def test_questions_domains_and_development_videos_that_are_not_there(world, tmp_path, capsys):
+    profile, tests = load_profile("tiny"), [RECORD | {"domain": "MAGQA"}]
+    dataset = SimpleNamespace(folder="datasets/mine", benchmark=lambda split: tests, has=lambda name: False, domains=lambda split: [])
+    args = SimpleNamespace(model="rl", domains="", intervals="", extras="po", protocol="push", shard=(0, 1), parallel=1)
     with pytest.raises(UserError, match="How many frames a turn of 'MAGQA'"):
-        evaluate._check(SimpleNamespace(protocol="push"), profile, None, strange, False, set())
+        evaluation.wanted(args, profile, dataset)
+    tests.clear()
+    assert evaluation.wanted(args, profile, dataset) is None and "rl: NOT RUN, as datasets/mine has no test questions" in capsys.readouterr().out
     with pytest.raises(UserError, match="no development videos"):
         evaluate.choose_threshold(evaluate.Evaluator(profile, Dataset(world / "pvqa"), None, None), tmp_path / "sweep.csv", 1)
 
