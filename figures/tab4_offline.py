@@ -26,7 +26,7 @@ def draw(run):
         ("base model", *[{"model": "base"}] * 2),
         ("MMDuet2 sft", *[{"model": "sft"}] * 2),
         ("MMDuet2 rl", *[{"model": "rl"}] * 2),
-        *((name, None, {"model": name}) for name in sorted({row["model"] for row in rows if "--" in row["model"]})),
+        *((name, None, {"model": name}) for name in drawings.strangers(rows)),
     ]
     here = {row["task"] for row in rows}
     columns = [(task, "accuracy", {"task": task}, 1) for task in (*PAPER, *KIT) if task in here or task in KIT or not run.smoke]

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import results
+import tab2_proactive
+import tab5_proactive_output
 from results import Tables
 
 from mmduet2kit import evaluate, evaluation
@@ -105,6 +107,21 @@ def test_missing_runs_are_not_run(tmp_path, monkeypatch, case):
         assert {r["status"] for r in read_csv(PROFILE.results / f"{name}.csv")} <= {"NOT RUN", "ok"}
     assert len(read_csv(PROFILE.results / "per_video.csv")) >= 1
     assert not (PROFILE.results / "silence.csv").exists()  # tiny does not ask
+
+
+def test_anybodys_checkpoint_and_the_official_poll_have_rows_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    part = {"domain": "WEB", "interval": 1.0, "rows": [], "pooled": {"pauc": 53.0, "duplicate": 6.0, "reply_turns": 1.5, "multi_spans": 20, "status": "ok"}}
+    rules = {"accuracy_first_reply": 0.25, "accuracy_time": 0.5, "accuracy_time_content": 0.125, "n": 8}
+    found = {"proactive": [part], "po": rules, "po_poll": rules | {"accuracy_time": 0.75}}
+    write_json(PROFILE.results / "eval" / "owner--name-seed1.json", found)
+    Tables(PROFILE).write()
+    drawn = {path.name: path.read_text() for path in tab2_proactive.draw(PROFILE.results, tmp_path) + tab5_proactive_output.draw(PROFILE.results, tmp_path)}
+    (line,) = (line for line in drawn["tab2_proactive.md"].splitlines() if line.startswith("| owner--name | kit"))
+    assert "53.0 / 6.0" in line and "NOT RUN" in line
+    rows = {r["model"]: r["accuracy_time"] for r in read_csv(PROFILE.results / "table5.csv") if r["status"] == "ok"}
+    assert rows == {"owner--name": "50.0", "owner--name:poll": "75.0"}
+    assert "| owner--name:poll | kit | 25.00 | 75.00 | 12.50 | 8 |" in drawn["tab5_proactive_output.md"]
 
 
 def test_arms_of_silence_stand_with_their_datas_turns(tmp_path, monkeypatch):
