@@ -1,4 +1,6 @@
-"""Figure 3: a scene's span is coarse; when the thing is really seen only the kit's own world knows."""
+"""Figure 3: a scene's span is coarse; when the thing is really seen only the kit's own world knows (real videos: no onset)."""
+
+import textwrap
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -48,26 +50,33 @@ def draw(run):
         ha="right" if late else "left",
         va="center",
     )
-    line.plot([onset] * 2, [0, 0.85], color=style.RED, linestyle="--")
-    line.plot(onset, 0.95, marker="*", color=style.RED, markersize=10, clip_on=False)
-    line.text(
-        onset,
-        0.95,
-        f"  hidden onset {onset:g} s (ours, not in the paper)  ",
-        color=style.RED,
-        va="center",
-        ha="left" if onset < (min(times) + max(times)) / 2 else "right",
-    )
+    if onset is not None:
+        line.plot([onset] * 2, [0, 0.85], color=style.RED, linestyle="--")
+        line.plot(onset, 0.95, marker="*", color=style.RED, markersize=10, clip_on=False)
+        line.text(
+            onset,
+            0.95,
+            f"  hidden onset {onset:g} s (ours, not in the paper)  ",
+            color=style.RED,
+            va="center",
+            ha="left" if onset < (min(times) + max(times)) / 2 else "right",
+        )
+    caption = textwrap.fill(f"Caption: “{scene['caption']}”", 110)
     line.set(
         xlim=(min(times), max(max(times), end)),
         ylim=(0, 1),
         yticks=[],
-        xlabel=f"video time, s\nCaption: “{scene['caption']}”",
+        xlabel=f"video time, s\n{caption}",
     )
     line.spines["left"].set_visible(False)
     alt = (
         f"{len(frames)} frames; those from {start:g} to {end:g} s belong to the scene, framed in green. "
-        f"Caption: {scene['caption']} The hidden onset, known to the kit only, is at {onset:g} s."
+        f"Caption: {scene['caption']} "
+        + (
+            "Onset: NOT RUN, real videos have none."
+            if onset is None
+            else f"The hidden onset, known to the kit only, is at {onset:g} s."
+        )
     )
     return figure, alt, frames
 

@@ -33,14 +33,14 @@ def draw(run):
             means = [mean(curve[step] for curve in curves.values()) for step in steps]
             axes.plot(steps, means, label=f"[{domain}]", markersize=3.5, linewidth=1.7, **look)
             said.append(f"{label} on {domain} from {means[0]:.1f} to {means[-1]:.1f}")
-            if domain == "WEB" and metric != "duplicate" and len(steps) >= 6:
+            if domain == domains[0] and metric != "duplicate" and len(steps) >= 6:
                 found = stages.stages(steps, means)
                 for knot in (found["first"], found["second"]):
                     axes.axvline(knot, color=style.GREY, linestyle=":", linewidth=1)
         axes.set(title=label, xlabel="RL step", ylim=(0, None))
     figure.axes[0].legend()
     seeds = len({row["seed"] for row in rows})
-    note = f"{run.line(rows)} Dotted: stage changes on [WEB]."
+    note = f"{run.line(rows)} Dotted: stage changes on [{domains[0]}]."
     if not run.smoke:
         note += " The paper's: steps 180 and 450 of 489."
     figure.supxlabel(note, fontsize=7.5, color=style.GREY)

@@ -1,23 +1,29 @@
-"""What the paper's Figures 1 to 3 show and dataset.json, as results files; notebooks 01 and 02 call this.
+"""What the paper's Table 1 and Figures 1 to 3 show and dataset.json, as results files; notebooks 01 and 02 call this.
 
 It is report code: `figure3` is the one place outside evaluation that opens the onsets.
 """
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from mmduet2kit.corpus.build import Dataset, read_index
 from mmduet2kit.corpus.films import load_scenes
 from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, sentence
 from mmduet2kit.dialogue import NO_REPLY, Dialogue
-from mmduet2kit.files import read_json, write_atomic, write_json
+from mmduet2kit.files import read_json, write_atomic, write_csv, write_json
 from mmduet2kit.profile import Profile
 from mmduet2kit.score import Judge, MemoJudge, get_judge
 
+SPLITS = ("base", "sft", "rl", "dev", "test")
+FRAMES = 24  # of a figure, at most
+LOOK = 2000  # dialogues among which an example is looked for
 IMMEDIATE_S = 0.5  # a gold span shorter than this is an immediate answer (upstream evaluator)
 
 
@@ -42,18 +48,23 @@ def best_blind_score(golds: Sequence[str], candidates: Iterable[str], judge: Jud
 
 
 def dataset_json(profile: Profile, dataset: Dataset) -> dict:
-    """dataset.json: videos by split and domain, filter ledger, share of NO REPLY, what guessing would earn (of 4)."""
+    """dataset.json: videos by split and domain, filter ledger, share of NO REPLY, what guessing would earn (of 4).
+
+    What guessing earns is measured in the procedural world alone, where all that can be said is known: elsewhere {}.
+    """
     index = read_index(dataset.folder)["videos"]  # video -> cache, named by the file's digest
+    scenes = {split: load_scenes(dataset.folder, split) for split in SPLITS if dataset.has(f"scenes/{split}.json")}
+    files = [{index[r["video"]] for r in records if r["video"] in index} for records in scenes.values()]
     dialogues = dataset.sft(profile.video.train_interval)
     turns = [turn.reply for d in dialogues for turn in d.turns if turn.reply is not None]
     golds = {
         "training": [g.text for d in dialogues for g in d.gold if g.end - g.start >= IMMEDIATE_S],
         "test": [answer["content"] for record in dataset.benchmark("test") for answer in record["answer"]],
-    }
+    } if procedural(dataset) else {}  # fmt: skip
     judge, said = MemoJudge(get_judge("exact")), sum(sentences(), [])
     found = {
-        "counts": profile.world.counts,
-        "splits_disjoint": len(set(index.values())) == len(index),
+        "counts": {split: dict(Counter(r["domain"] for r in records)) for split, records in scenes.items()},
+        "splits_disjoint": sum(map(len, files)) == len(set().union(*files)),
         "dialogues": {kind: sum(d.kind == kind for d in dialogues) for kind in ("1QnA", "nQnA")},
         "rl_segments": len(dataset.rl(profile.video.train_interval)),
         "ledger": read_json(dataset.folder / "ledger.json"),
@@ -62,6 +73,30 @@ def dataset_json(profile: Profile, dataset: Dataset) -> dict:
     }
     write_json(profile.results / "dataset.json", found)
     return found
+
+
+def procedural(dataset: Dataset) -> bool:
+    """Whether the kit's own world made it: only that knows when a thing is really seen, and all that can be said."""
+    return dataset.has("onsets/test.json")
+
+
+def table1(profile: Profile, dataset: Dataset, out: Path) -> list[dict]:
+    """Table 1 of the training set: videos, mean length, questions and answer turns a video, for the kinds of video that it has."""
+    dialogues = dataset.sft(profile.video.train_interval)
+    records = [r for split in ("sft", "rl") for r in load_scenes(dataset.folder, split)]
+    rows = []
+    for name, domain in (("Web Videos", "train_web"), ("Ego Centric", "train_ego")):
+        lengths = [r["duration"] for r in records if r["domain"] == domain]
+        gold = [d.gold for d in dialogues if d.domain == domain]
+        if lengths and gold:
+            questions = float(np.mean([len({g.question for g in one}) for one in gold]))
+            rows.append({
+                "type": name, "videos": len(lengths), "video_length_s": round(float(np.mean(lengths)), 1),
+                "questions": round(questions, 2), "answer_turns": round(float(np.mean([len(one) for one in gold])), 2),
+                "source": f"procedural {domain[6:].upper()}" if procedural(dataset) else str(dataset.folder),
+            })  # fmt: skip
+    write_csv(out, rows, ["type", "videos", "video_length_s", "questions", "answer_turns", "source"])
+    return rows
 
 
 def _stills(profile: Profile, dataset: Dataset, shown: Dialogue, indices: list[int], name: str) -> list[dict]:
@@ -75,9 +110,9 @@ def _stills(profile: Profile, dataset: Dataset, shown: Dialogue, indices: list[i
     return out
 
 
-def example(dialogues: list[Dialogue], kind: str) -> Dialogue | None:
-    """A typical dialogue of a kind: about four answers, and an immediate one in an nQnA; None where there is none."""
-    found = [d for d in dialogues if d.kind == kind]
+def example(dialogues: Sequence[Dialogue], kind: str) -> Dialogue | None:
+    """A typical dialogue of a kind among the first LOOK: about four answers, and an immediate one in an nQnA; None where there is none."""
+    found = [d for d in islice(dialogues, LOOK) if d.kind == kind]
     immediate = [any(g.end - g.start < IMMEDIATE_S for g in d.gold) for d in found]
     return max(zip(immediate, found), key=lambda p: (p[0], -abs(len(p[1].gold) - 4)), default=(0, None))[1]
 
@@ -108,13 +143,17 @@ def figure2(profile: Profile, encoder, shown: Dialogue) -> Path:
 
 
 def figure3(profile: Profile, dataset: Dataset) -> Path:
-    """figure3.json: of the WEB test videos' scenes the one whose onset is hidden longest."""
-    onsets = read_json(dataset.folder / "onsets" / "test.json")
-    records = [r for r in load_scenes(dataset.folder, "test") if r["domain"] == "WEB"]
+    """figure3.json: of the WEB test videos' scenes the one whose onset is hidden longest; of real videos the first scene, onset null."""
+    tests = load_scenes(dataset.folder, "test")
+    onsets = read_json(dataset.folder / "onsets" / "test.json") if procedural(dataset) else {}
+    records = [r for r in tests if r["domain"] == "WEB" and r["name"] in onsets]
     pairs = [(r, s, o) for r in records for s, o in zip(r["scenes"], onsets[r["name"]], strict=True)]
-    record, scene, onset = max(pairs, key=lambda pair: pair[2] - pair[1]["start"])
+    first = next(r for r in [*tests, *load_scenes(dataset.folder, "sft")] if r["scenes"])
+    key = lambda pair: pair[2] - pair[1]["start"]
+    record, scene, onset = max(pairs, key=key, default=(first, first["scenes"][0], None))
     shown = Dialogue(record["name"], record["video"], profile.video.test_interval, ())
-    frames = _stills(profile, dataset, shown, list(range(int(record["duration"] / shown.interval))), "figure3")
+    indices = list(range(int(record["duration"] / shown.interval)))
+    frames = _stills(profile, dataset, shown, indices[:: -(-len(indices) // FRAMES)], "figure3")
     for frame in frames:
         frame["in_scene"] = scene["start"] <= frame["time"] < scene["end"]
     found = {"frames": frames, "caption": scene["caption"], "span": [scene["start"], scene["end"]], "onset": onset}

@@ -6,7 +6,7 @@ import tables
 
 @drawings.table
 def draw(run):
-    """Table 1 with the kit's procedural videos beside the paper's."""
+    """Table 1 with the kit's videos (procedural, or the dataset that its profile names) beside the paper's."""
     lines = [(kind, {"type": kind}, {"type": kind}) for kind in ("Web Videos", "Ego Centric")]
     columns = [
         ("#videos", "videos", {}, 0),

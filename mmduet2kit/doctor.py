@@ -103,18 +103,26 @@ def weights(profile: Profile) -> Line:
 
 def dataset(profile: Profile) -> Line:
     """A named dataset, opened as a run opens it, at both intervals: notebook 08 trains on the second."""
-    data, own = Dataset(profile.data), ("offline_dev.jsonl", "offline_test.jsonl", "scenes/test.json", "onsets/test.json")
+    data = Dataset(profile.data)
     try:
         for interval in dict.fromkeys(profile.video.intervals):
             data.check(interval)
-        there = {split: {record["domain"] for record in data.benchmark(split)} for split in ("dev", "test")}
+        lost = unmeasured(data)
     except (UserError, OSError) as error:
         return STOP, f"data: {error}"
-    if bare := [f"{split}.json" for split in there if not {"WEB", "EGO"} <= there[split]]:
-        return STOP, f"data: {' and '.join(bare)} of {data.folder} lacks WEB or EGO, on which trainings are watched and tested: add such records"
-    lost = sorted(set(TESTS) - there["test"]) + [name for name in own if not (data.folder / name).is_file()]
-    told = f", but without {', '.join(lost)}: a notebook that needs one of them stops there (01 and 03 show such files, 06 tests all domains)"
-    return WARNING if lost else OK, f"data: found in {data.folder}" + told * bool(lost)
+    if not (big(profile) or data.has("offline_base.jsonl")):
+        return STOP, f"data: {data.folder} has no offline_base.jsonl, from which a base model is made: name a model (model.path)"
+    return WARNING if lost else OK, "; ".join([f"data: found in {data.folder}", *lost])
+
+
+def unmeasured(data: Dataset) -> list[str]:
+    """What no run can measure with a dataset, and why: there the notebooks say NOT RUN."""
+    dev, test = data.domains("dev"), data.domains("test")
+    lost = {"Figure 5 and the threshold baseline": [] if dev else ["records in dev.json (add some, or build from more videos)"],
+            "their rows": [f"{domain} in test.json" for domain in TESTS if domain not in test],
+            "latency, lucky guesses and Table 5": [] if data.has("onsets/test.json") else ["onsets/test.json (real videos have none)"],
+            "Table 4": [] if data.has("offline_test.jsonl") else ["offline_test.jsonl"]}  # fmt: skip
+    return [f"without {', '.join(names)}: {what} will be NOT RUN" for what, names in lost.items() if names]
 
 
 def time_needed(profile: Profile) -> Iterator[Line]:

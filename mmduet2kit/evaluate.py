@@ -17,7 +17,7 @@ from .dialogue import NO_REPLY, Dialogue
 from .engines import Session, StreamEngine, VLLMEngine
 from .errors import UserError
 from .files import read_json, sha256_file, write_csv, write_json, write_jsonl
-from .model import encoder_for, load
+from .model import encoder_for, load_to_play
 from .profile import Profile, add_profile_arguments, load_profile, positive
 from .score import judge_of, score_question, totals
 from .score.streamingbench import all_rules
@@ -186,7 +186,7 @@ def choose_threshold(evaluator: Evaluator, out: Path, seed: int) -> float:
     """Best PAUC on development videos over a grid of thresholds; the whole sweep goes to `out` (threshold_sweep.csv)."""
     grid = [float(x) for x in np.linspace(0, 1, evaluator.profile.evaluate.thresholds + 2)[1:-1]]
     rows, sums = [], {threshold: np.zeros(2) for threshold in grid}
-    for domain in ("WEB", "EGO"):
+    for domain in evaluator.dataset.domains("dev"):
         records = evaluator.records("dev", domain, evaluator.profile.evaluate.dev_videos)
         many = [g for g in grid for _ in records]  # every threshold is one more session of the same batch
         interval = evaluator.profile.video.test_interval
@@ -211,24 +211,36 @@ def add_arguments(parser) -> None:
     parser.add_argument("--extras", default="", help="any of offline,po,speed,ahead by commas (ahead: speed with NO REPLY verified)")
 
 
+def lacking(dataset: Dataset, model: str, tests: Sequence[str], domains: Sequence[str]) -> dict[str, str]:
+    """{what cannot be measured: what a dataset with the test domains `tests` lacks for it}: the model, domains, extras."""
+    of = {domain: domain for domain in domains} | {"po": "PO", "speed": "WEB", "ahead": "WEB"}
+    lost = {name: f"test videos of {domain}" for name, domain in of.items() if domain not in tests}
+    lost |= {name: file for name, file in (("po", "onsets/test.json"), ("offline", "offline_test.jsonl")) if not dataset.has(file)}
+    return lost if model != "threshold" or dataset.domains("dev") else lost | {model: "development videos (dev.json) to choose its threshold on"}
+
+
 def run(args) -> None:
     """`mmduet2 evaluate`: results/eval/<model>-seed<k>.json and the predictions in the upstream schema beside it."""
     profile, seed = load_profile(args.profile), args.seed
     dataset, folder = Dataset(profile.data), profile.model_dir(args.model, args.seed)
     extras, stored = set(filter(None, args.extras.split(","))), min(profile.video.intervals)
-    tests = dict.fromkeys(record["domain"] for record in dataset.benchmark("test"))
-    domains = dict.fromkeys(args.domains.split(",") if args.domains else (name for name in tests if name != "PO"))
-    if unknown := (set(domains) - set(tests)) or extras - {"offline", "po", "speed", "ahead"}:
-        known = f"domains are {', '.join(sorted(tests))}; extras offline, po, speed, ahead"
-        raise UserError(f"There is no {min(unknown)!r} to evaluate: {known}.")
+    known, tests = profile.video.test_frames_per_turn, dataset.domains("test")
+    domains = [*dict.fromkeys(args.domains.split(","))] if args.domains else [name for name in tests if name != "PO"]
+    if unknown := (set(domains) - set(known)) or extras - {"offline", "po", "speed", "ahead"}:
+        raise UserError(f"There is no {min(unknown)!r} to evaluate: domains are {', '.join(sorted(known))}; extras offline, po, speed, ahead.")
+    lacks = lacking(dataset, args.model, tests, domains)
+    for name in (name for name in (args.model, *domains, *sorted(extras)) if name in lacks):
+        print(f"{name}: NOT RUN, as {dataset.folder} has no {lacks[name]}.")
+    if args.model in lacks:
+        return
+    domains, extras = [name for name in domains if name not in lacks], extras - lacks.keys()
     try:
         intervals = [positive(text) for text in (args.intervals or str(profile.video.test_interval)).split(",")]
         if any(abs(interval / stored - round(interval / stored)) > 1e-6 for interval in intervals):
             raise ValueError
     except ValueError:
         raise UserError(f"--intervals {args.intervals!r}: give multiples of {stored:g} s, by commas.") from None
-    model, processor = load(folder, profile.model.dtype, profile.model.attention)
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = load_to_play(profile, folder)
     engine = VLLMEngine(folder, profile.model.dtype) if args.engine == "vllm" else None
     evaluator = Evaluator(profile, dataset, model, processor, engine=engine)
     weights = [dataset.key, *(sha256_file(path) for kind in ("*.safetensors", "*.pt") for path in sorted(folder.glob(kind)))]
@@ -238,10 +250,6 @@ def run(args) -> None:
         evaluator.threshold = choose_threshold(evaluator, profile.results / f"threshold_sweep_seed{seed}.csv", seed)
         out["threshold"] = evaluator.threshold
     onsets = load_onsets(dataset.folder) if dataset.has("onsets/test.json") else None  # real videos have none: latency stays empty
-    for name, file in (("po", "onsets/test.json"), ("offline", "offline_test.jsonl")):
-        if name in extras and not dataset.has(file):
-            extras.discard(name)
-            print(f"{name}: NOT RUN, as {dataset.folder} has no {file}.")
     place = profile.results / "eval"
     for interval in intervals:
         for domain in domains:

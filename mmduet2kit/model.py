@@ -1,5 +1,6 @@
 """Qwen2.5-VL of any size, its processor and tokenizer, as ordinary Hugging Face folders."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from .attention import WINDOWS
 from .chat import SPECIALS, ChatEncoder
 from .errors import UserError
 from .manifest import attention_for
-from .profile import Model
+from .profile import Model, Profile
 from .progress import rank
 
 QWEN_SPLIT = (  # Qwen's own pre-tokenizer pattern (transformers' Qwen2 tokenizer)
@@ -141,6 +142,12 @@ def load_model(folder: Path | str, dtype: str = "float32", attention: str = "sdp
 def load(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
     """(model, processor) of a Hugging Face folder or hub name."""
     return load_model(folder, dtype, attention), load_processor(folder)
+
+
+def load_to_play(profile: Profile, folder: Path | str):
+    """`load` as the profile says, to be played: in evaluation mode, on this process's GPU where there is one."""
+    model, processor = load(folder, profile.model.dtype, profile.model.attention)
+    return model.eval().to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"), processor
 
 
 def load_processor(folder: Path | str):

@@ -98,7 +98,7 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
                         child.stdin.close() if told else child.terminate()
                 *whole, rest = (rest + lines.read()).split("\n")
                 for line in whole:
-                    if line.startswith(("step ", "filming", "decoding", "evaluated", "training")):
+                    if line.startswith(("step ", "filming", "decoding", "evaluated", "training")) or "NOT RUN" in line:
                         print(f"[{name}] {line.rstrip()}\n", end="", flush=True)  # in one piece
             lines.seek(began)
             return code, lines.read()

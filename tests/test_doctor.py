@@ -180,9 +180,11 @@ def rewritten(name, change):
     (lambda folder: (folder / "rl_2s.jsonl").write_text(""), "stop", "every 2 s"),
     (lambda folder: np.save(folder / "frames" / "v.npy", np.zeros((3, 56, 56, 3), np.uint8)), "stop", "frames.json is damaged"),
     (rewritten("frames.json", lambda found: found | {"interval": 2.0}), "stop", "every 1 s"),
-    (rewritten("dev.json", lambda rows: rows[:1]), "stop", "dev.json"),
-    (rewritten("test.json", lambda rows: rows[:2]), "warning", "without TV, VAD"),
+    (rewritten("dev.json", lambda rows: rows[:1]), "ok", "found in"),
+    (rewritten("dev.json", lambda rows: []), "warning", "without records in dev.json (add some, or build from more videos): Figure 5 and the threshold baseline will be NOT RUN"),
+    (rewritten("test.json", lambda rows: rows[:2]), "warning", "without TV in test.json, VAD in test.json: their rows will be NOT RUN"),
     (lambda folder: (folder / "onsets" / "test.json").unlink(), "warning", "onsets/test.json"),
+    (lambda folder: (folder / "offline_test.jsonl").unlink(), "warning", "Table 4 will be NOT RUN"),
 ])  # fmt: skip
 def test_a_named_dataset_is_opened_as_a_run_opens_it(tmp_path, damage, status, says):
     damage(made_by_hand(tmp_path))

@@ -139,8 +139,8 @@ def test_a_base_model_that_the_profile_names_is_used(monkeypatch):
     model = PROFILE.model.model_copy(update={"path": "somewhere/base-3B"})
     named, asked = PROFILE.model_copy(update={"model": model}), []
     monkeypatch.setattr(evaluate, "load_profile", lambda name: named)
-    monkeypatch.setattr(evaluate, "Dataset", lambda folder: SimpleNamespace(benchmark=lambda split: [{"domain": "WEB"}]))
-    monkeypatch.setattr(evaluate, "load", lambda folder, *_: asked.append(str(folder)) or 1 / 0)
+    monkeypatch.setattr(evaluate, "Dataset", lambda folder: SimpleNamespace(domains=lambda split: ["WEB"], has=lambda name: True))
+    monkeypatch.setattr(evaluate, "load_to_play", lambda profile, folder: asked.append(str(folder)) or 1 / 0)
     for name in ("base", "sft"):
         with pytest.raises(ZeroDivisionError):
             evaluate.run(SimpleNamespace(profile="any", seed=1, model=name, domains="WEB", intervals="", extras=""))

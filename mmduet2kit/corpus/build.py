@@ -1,4 +1,4 @@
-"""The dataset of a run: videos -> frames -> dialogues -> JSONL in the upstream schemas, Table 1, the filter ledger."""
+"""The dataset of a run: videos -> frames -> dialogues -> JSONL in the upstream schemas, the filter ledger."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..dialogue import NO_REPLY, Dialogue, Segment, from_rl_row, from_sft_row, to_rl_row, to_sft_row
 from ..errors import UserError
-from ..files import STAMP, Lines, made_for, read_json, sha256_text, write_csv, write_json, write_jsonl
+from ..files import STAMP, Lines, made_for, read_json, sha256_text, write_json, write_jsonl
 from ..profile import Profile
 from .dialogues import benchmark_record, build_dialogue, build_segments, offline_dialogue
 from .films import load_scenes, make_films
@@ -45,10 +45,17 @@ class Dataset:
             raise UserError(f"The dataset {self.folder} lacks {', '.join(missing)}: put or link a built one there, or change `dataset`.")
         step = self._read("frames.json", lambda _: interval / read_index(self.folder)["interval"])
         for name, rows in (("sft", self.sft(interval)[:1]), ("rl", [s.dialogue for s in self.rl(interval)[:1]]), ("offline", self.offline("sft")[:1])):
+            if name != "offline" and not rows:
+                raise UserError(f"{self.folder} holds no {name} dialogues with a frame every {interval:g} s: build it from more videos (of 100 "
+                                "`mmduet2 data build` takes about 4 for RL, 1 for development, 2 for tests).")  # fmt: skip
             if name != "offline" and [d.interval for d in rows] != [interval] or abs(step - round(step)) > 1e-6:
                 raise UserError(f"{self.folder}: {name} does not begin with a frame every {interval:g} s: build it with the profile's intervals.")
             self._read("frames.json", lambda _, rows=rows: [self.frames(d) for d in rows])
         self.benchmark("dev"), self.benchmark("test"), load_scenes(self.folder, "sft"), load_scenes(self.folder, "rl")
+
+    def domains(self, split: str) -> list[str]:
+        """The domains of a split's benchmark records (dev, test), in their order."""
+        return list(dict.fromkeys(record["domain"] for record in self.benchmark(split)))
 
     def _read(self, name: str, get: Callable[[Path], Any]):
         """get(path), where a file that is damaged, or another interval's, is one sentence."""
@@ -154,21 +161,3 @@ def _training(profile: Profile, folder: Path, usable: dict, interval: float, led
         if ledger.check("RL video has a segment", record["name"], bool(found), "no gold span fits a segment"):
             segments += found
     write_jsonl(folder / f"rl_{interval:g}s.jsonl", map(to_rl_row, segments))
-
-
-def table1(profile: Profile, dataset: Dataset, out: Path) -> list[dict]:
-    """Table 1 of the built training set: videos, mean length, questions and answer turns a video."""
-    dialogues = dataset.sft(profile.video.train_interval)
-    records = [r for split in ("sft", "rl") for r in load_scenes(dataset.folder, split)]
-    rows = []
-    for name, domain, source in (("Web Videos", "train_web", "procedural WEB"), ("Ego Centric", "train_ego", "procedural EGO")):
-        lengths = [r["duration"] for r in records if r["domain"] == domain]
-        gold = [d.gold for d in dialogues if d.domain == domain]
-        questions = float(np.mean([len({g.question for g in one}) for one in gold]))
-        rows.append({
-            "type": name, "videos": len(lengths), "video_length_s": round(float(np.mean(lengths)), 1),
-            "questions": round(questions, 2), "answer_turns": round(float(np.mean([len(one) for one in gold])), 2),
-            "source": source,
-        })  # fmt: skip
-    write_csv(out, rows)
-    return rows

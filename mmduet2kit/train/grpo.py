@@ -27,7 +27,7 @@ from ..corpus.build import Dataset
 from ..dialogue import Segment
 from ..engines import StreamEngine, VLLMEngine
 from ..files import read_csv, write_csv
-from ..model import encoder_for, load, pixels, save
+from ..model import encoder_for, load_to_play, pixels, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile, positive
 from ..progress import rank, ranks
 from ..score import judge_of
@@ -205,7 +205,7 @@ class Watch(TrainerCallback):
     def _look(self, step: int) -> None:
         with self.trainer.playing() as model:
             self.rows += [{"seed": self.seed, "step": step} | row for row in self.evaluate(model, step)]
-        if rank() == 0:
+        if rank() == 0 and self.rows:  # none without development videos
             write_csv(self.path, self.rows)
 
 
@@ -252,7 +252,7 @@ def kl_to(reference, collator: Collator) -> Callable[[Any], float]:
         hidden = model.model(**{name: value.to(model.device) for name, value in batch.items()}, use_cache=False)[0]
         return model.lm_head(hidden[:, :-1][spoken]).float().log_softmax(-1)
 
-    there = logps(reference.eval())
+    there = logps(reference)
     return lambda model: round(float(((here := logps(model)).exp() * (here - there.to(here.device))).sum(-1).mean()), 6)
 
 
@@ -264,14 +264,14 @@ def _figure5(profile: Profile, dataset: Dataset, seed: int) -> Watch:
     """Watches the main run on development videos, its distance from the SFT model too; keeps the model at the arms' length."""
     from ..evaluate import Evaluator, pooled
 
-    reference, processor = load(profile.model_dir("sft", seed), profile.model.dtype, profile.model.attention)
-    divergence = kl_to(reference.to("cuda" if torch.cuda.is_available() else "cpu"), Collator(dataset.sft(profile.video.train_interval)[:KL_DIALOGUES], dataset, processor))
+    reference, processor = load_to_play(profile, profile.model_dir("sft", seed))
+    divergence = kl_to(reference, Collator(dataset.sft(profile.video.train_interval)[:KL_DIALOGUES], dataset, processor))
 
     def look(model, step):
         if step == profile.ablation.rl_steps:
             save(model, processor, profile.model_dir("rl-short", seed))
         evaluator, kl = Evaluator(profile, dataset, model, processor), divergence(model)
-        for domain in ("WEB", "EGO"):
+        for domain in dataset.domains("dev"):
             mine = evaluator.records("dev", domain, profile.evaluate.dev_videos)[rank() :: ranks()]
             found = pooled(gather_object(evaluator.score(evaluator.watch(mine, profile.video.test_interval))))
             yield {"domain": domain} | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")} | {"kl": kl}
