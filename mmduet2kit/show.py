@@ -147,7 +147,7 @@ def timeline(shown: Dialogue, lanes: Mapping[str, Sequence[tuple[float, str]]], 
         axes.axvline(now, color="black", linewidth=1)
     axes.set(xlim=(begin, end), ylim=(0, sum(high.values())), yticks=list(middle.values()), yticklabels=list(middle), xlabel="video time, s")
     asked = next((f"“{turn.text}” " for turn in shown.turns if turn.text), "")
-    marks = "A tick is a turn, ▲ a reply pushed up, ▼ pushed down, a ring neither" if pushes else "A tick is a turn, a diamond a reply"
+    marks = "A tick is a turn, ▲ a reply pushed up, ▼ pushed down, a circle neither" if pushes else "A tick is a turn, a diamond a reply"
     counts = "; ".join(f"{name}: {len(said)}" for name, said in lanes.items())
     told = f"{caption} {asked}{end - begin:g} s; gold spans: {len(shown.gold)}; {counts}. {marks}" + "; dotted: the onsets" * bool(onsets)
     return picture(drawing, f"{told}.", [dict(zip(("what", "from", "to", "text"), event)) for event in events], "png" if frames else "svg+xml")

@@ -145,13 +145,13 @@ def player(evaluator: Evaluator, record: dict, interactive: bool) -> None:
     explore(draw, {"turn": (len(asked), range(1, len(asked) + 1))}, interactive)
 
 
-def sample_group(evaluator: Evaluator, segment: Segment, seed: int) -> list[Rollout]:
-    """A group of sampled rollouts of one segment, with their rewards; the same for the same seed."""
+def sample_groups(evaluator: Evaluator, segments: Sequence[Segment], seed: int, step: int = 0) -> list[Rollout]:
+    """A group of sampled rollouts for each segment, with their rewards; the same for the same seed and step."""
     rl, dataset = evaluator.profile.rl, evaluator.dataset
-    encoder = encoder_for(evaluator.processor, dataset.frames(segment.dialogue, [0]), getattr(evaluator.model.config, "chat_form", "turns"))
-    keys = [(seed, 0, 0, k) for k in range(rl.group)]
-    rollouts = roll_out(evaluator.engine, encoder, dataset, [segment], rl.group, keys, rl)
-    judge_rollouts(rollouts, [segment] * rl.group, evaluator.judge, rl)
+    first, form = dataset.frames(segments[0].dialogue, [0]), getattr(evaluator.model.config, "chat_form", "turns")
+    keys = [(seed, step, i, k) for i in range(len(segments)) for k in range(rl.group)]
+    rollouts = roll_out(evaluator.engine, encoder_for(evaluator.processor, first, form), dataset, segments, rl.group, keys, rl)
+    judge_rollouts(rollouts, [segment for segment in segments for _ in range(rl.group)], evaluator.judge, rl)
     return rollouts
 
 
