@@ -109,7 +109,9 @@ def timeline(shown: Dialogue, lanes: Mapping[str, Sequence[tuple[float, str]]], 
     timed, begin = list(zip(shown.times(), shown.turns)), shown.skipped * shown.interval
     end, decided = timed[-1][0], [time for time, turn in timed if turn.frames]
     high = {"probability of speaking": 1.2} if speaking else {}
-    high |= dict.fromkeys(reversed(lanes), 0.6) | {"gold spans": 0.8, "user speaks": 0.6} | ({"frames": 2.0} if frames else {})
+    high |= dict.fromkeys(reversed(lanes), 0.6) | {"gold spans": 0.8}
+    events = [("user", time, time, turn.text) for time, turn in timed if turn.text]
+    high |= ({"user speaks": 0.6} if events else {}) | ({"frames": 2.0} if frames else {})
     low = dict(zip(high, accumulate(high.values(), initial=0.0)))
     middle = {name: low[name] + high[name] / 2 for name in high}
     drawing = Figure(figsize=(10, 0.7 + 0.46 * sum(high.values())), layout="constrained")
@@ -120,8 +122,8 @@ def timeline(shown: Dialogue, lanes: Mapping[str, Sequence[tuple[float, str]]], 
         for k, image in enumerate(frames(indices)):
             left, bottom = begin + k * wide, low["frames"] + 0.1
             axes.imshow(image, extent=(left + 0.04 * wide, left + 0.96 * wide, bottom, bottom + 1.9), aspect="auto")
-    events = [("user", time, time, turn.text) for time, turn in timed if turn.text]
-    axes.plot([time for _, time, _, _ in events], [middle["user speaks"]] * len(events), "s", color=style.ORANGE, clip_on=False)
+    for _, time, _, _ in events:
+        axes.plot(time, middle["user speaks"], "s", color=style.ORANGE, clip_on=False)
     for g in shown.gold:
         axes.barh(middle["gold spans"], g.end - g.start, 0.5, g.start, color=style.GREEN, alpha=0.4, edgecolor=style.GREEN)
         events.append(("gold span", g.start, g.end, g.text))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from IPython.display import HTML, display
 from markupsafe import escape
@@ -15,16 +16,16 @@ from .corpus.video import address, frames
 from .corpus.world import COLOURS, MOTIONS, SHAPES, sentence
 from .dialogue import NO_REPLY, Dialogue, Gold, Segment, Turn
 from .errors import UserError
-from .evaluate import Evaluator
 from .files import read_jsonl
-from .model import encoder_for
 from .profile import Profile
 from .score import FORMS, VARIANTS, get_judge, proactive_reward, score_question
 from .score.pauc import not_late_worse
-from .train.rollout import Rollout, judge_rollouts, roll_out
-from .watch import Ahead, session, watch
 
 from tables import advantages  # isort: skip - of figures/, which show puts on the path
+
+if TYPE_CHECKING:  # they bring torch, which takes seconds to import
+    from .evaluate import Evaluator
+    from .train.rollout import Rollout
 
 
 def explore(draw: Callable[..., HTML], controls: Mapping[str, tuple], interactive: bool, button: str = "") -> None:
@@ -119,7 +120,7 @@ def reward_explorer(interactive: bool) -> None:
     explore(draw, {"other text": ("A thing that nobody asked about.", None)} | turns, interactive)
 
 
-def player(evaluator: Evaluator, record: dict, interactive: bool) -> None:
+def player(evaluator: "Evaluator", record: dict, interactive: bool) -> None:
     """A model watches a video: up to a turn, what it saw and said, and how probable it was that it spoke."""
     shown = evaluator.dialogue(record, evaluator.profile.video.test_interval)
     (watched,), said = evaluator.watch([record], shown.interval), []
@@ -145,8 +146,11 @@ def player(evaluator: Evaluator, record: dict, interactive: bool) -> None:
     explore(draw, {"turn": (len(asked), range(1, len(asked) + 1))}, interactive)
 
 
-def sample_groups(evaluator: Evaluator, segments: Sequence[Segment], seed: int, step: int = 0) -> list[Rollout]:
+def sample_groups(evaluator: "Evaluator", segments: Sequence[Segment], seed: int, step: int = 0) -> "list[Rollout]":
     """A group of sampled rollouts for each segment, with their rewards; the same for the same seed and step."""
+    from .model import encoder_for
+    from .train.rollout import judge_rollouts, roll_out
+
     rl, dataset = evaluator.profile.rl, evaluator.dataset
     first, form = dataset.frames(segments[0].dialogue, [0]), getattr(evaluator.model.config, "chat_form", "turns")
     keys = [(seed, step, i, k) for i in range(len(segments)) for k in range(rl.group)]
@@ -155,7 +159,7 @@ def sample_groups(evaluator: Evaluator, segments: Sequence[Segment], seed: int, 
     return rollouts
 
 
-def group(rollouts: Sequence[Rollout], segment: Segment, caption: str) -> HTML:
+def group(rollouts: "Sequence[Rollout]", segment: Segment, caption: str) -> HTML:
     """One prompt's rollouts side by side: where each is pushed up or down, and its reward and advantage."""
     d, totals = segment.dialogue, [r.reward.total for r in rollouts]
     before = sum(len(turn.frames) for turn in d.turns[: segment.first])
@@ -179,7 +183,7 @@ def predictions(profile: Profile, model: str, seed: int) -> dict[str, list[tuple
     return found
 
 
-def compare(evaluator: Evaluator, record: dict, said: Mapping[str, Mapping[str, list]], onsets: Mapping | None) -> HTML:
+def compare(evaluator: "Evaluator", record: dict, said: Mapping[str, Mapping[str, list]], onsets: Mapping | None) -> HTML:
     """What several models ({name: predictions}) said about one record; with onsets, how long after each they first were right."""
     shown = evaluator.dialogue(record, evaluator.profile.video.test_interval)
     lanes = {name: heard.get(record["question_id"], []) for name, heard in said.items()}
@@ -195,8 +199,10 @@ def compare(evaluator: Evaluator, record: dict, said: Mapping[str, Mapping[str, 
     return joined(drawn, show.table(rows, "The first right reply after each onset")) if onsets else drawn
 
 
-def own_video(evaluator: Evaluator, path: str, question: str, most: int = 120) -> HTML:
+def own_video(evaluator: "Evaluator", path: str, question: str, most: int = 120) -> HTML:
     """The model watches the first `most` frames of any file that FFmpeg opens, by the functions of `mmduet2 watch`."""
+    from .watch import Ahead, session, watch
+
     if not question.strip():
         raise UserError("Nothing is asked: write a question.")
     path, model, interval = os.path.expanduser(path.strip()), evaluator.model, evaluator.profile.video.test_interval

@@ -80,6 +80,7 @@ class Book:
 
     def __init__(self, page, address, name, limit=1500):
         self.page, self.name, started = page, name, time.monotonic()
+        SHOTS.mkdir(parents=True, exist_ok=True)
         page.set_default_timeout(60_000)
         page.goto(f"{address}/tree/{name}.ipynb?reset", wait_until="domcontentloaded")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
@@ -96,6 +97,7 @@ class Book:
             if not page.locator(".jp-CodeCell .jp-InputPrompt").filter(has_text=todo).count():
                 break
         else:
+            page.screenshot(path=SHOTS / f"{name[:2]}_unfinished.png")
             pytest.fail(f"{name} did not end within {limit} s")
         self.errors = page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
 
@@ -113,7 +115,7 @@ class Widget:
 
     def control(self, name):
         label = self.book.page.locator(".widget-label", has_text=re.compile(f"^{re.escape(name)}$"))
-        return self.cell.locator(".jupyter-widgets").filter(has=label).last
+        return self.cell.locator(".widget-inline-hbox").filter(has=label)
 
     def press(self, name, key, times=1):
         """Move a slider by the keyboard."""
@@ -144,7 +146,6 @@ class Widget:
             self.book.page.wait_for_timeout(200)
 
     def shot(self, name):
-        SHOTS.mkdir(parents=True, exist_ok=True)
         self.cell.locator(".jp-OutputArea").first.screenshot(path=SHOTS / f"{self.book.name[:2]}_{name}.png")
 
 
@@ -153,10 +154,9 @@ def open_book(lab, browser, capsys):
     pages = []
 
     def open_(number):
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page = browser.new_page(viewport={"width": 1280, "height": 2000})
         pages.append(page)
         book = Book(page, lab, next(name for name in NAMES if name.startswith(number)))
-        SHOTS.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=SHOTS / f"{number}.png")
         with capsys.disabled():
             print(f"\n{book.name}: first picture after {book.first_picture or 0:.1f} s, {page.locator('.jp-OutputArea img').count()} pictures")
@@ -189,8 +189,9 @@ def test_pauc_and_reward_can_be_played_with(open_book):
     pauc.becomes("omega 1", pauc.text)
     pauc.shot("pauc_moved")
     pauc.control("reply 1 at, s").locator(".noUi-handle").focus()
-    book.page.keyboard.press("Tab")  # the next control is reached by the tab key
-    assert book.page.evaluate("document.activeElement.tagName") == "SELECT"
+    for reached in ("DIV", "SELECT"):  # by the tab key alone: the slider's number, which can be typed, and the next control
+        book.page.keyboard.press("Tab")
+        assert book.page.evaluate("document.activeElement.tagName") == reached
     reward = book.cell("widgets.reward_explorer")
     reward.becomes("replies: 4")
     before = reward.text()
