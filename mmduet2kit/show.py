@@ -109,7 +109,7 @@ def timeline(shown: Dialogue, lanes: Mapping[str, Sequence[tuple[float, str]]], 
     timed, begin = list(zip(shown.times(), shown.turns)), shown.skipped * shown.interval
     end, decided = timed[-1][0], [time for time, turn in timed if turn.frames]
     high = {"probability of speaking": 1.2} if speaking else {}
-    high |= dict.fromkeys(reversed(lanes), 0.6) | {"gold spans": 0.8}
+    high |= dict.fromkeys(reversed(lanes), 0.6) | ({"gold spans": 0.8} if shown.gold else {})
     events = [("user", time, time, turn.text) for time, turn in timed if turn.text]
     high |= ({"user speaks": 0.6} if events else {}) | ({"frames": 2.0} if frames else {})
     low = dict(zip(high, accumulate(high.values(), initial=0.0)))
@@ -142,16 +142,17 @@ def timeline(shown: Dialogue, lanes: Mapping[str, Sequence[tuple[float, str]]], 
     if speaking:
         at = low["probability of speaking"]
         times, chances = zip(*speaking)
-        axes.plot(times, [at + chance for chance in chances], drawstyle="steps-post", marker=".", color=style.PURPLE)
+        axes.vlines(times, at, [at + chance for chance in chances], color=style.PURPLE, linewidth=3)
         axes.plot([begin, end], [at + 1] * 2, ":", color=style.GREY, linewidth=0.8)
+        axes.text(end, at + 1, " 1", va="center", fontsize=7)
         events += [("probability of speaking", time, time, f"{chance:.3f}") for time, chance in speaking]
     if now is not None:
         axes.axvline(now, color="black", linewidth=1)
     axes.set(xlim=(begin, end), ylim=(0, sum(high.values())), yticks=list(middle.values()), yticklabels=list(middle), xlabel="video time, s")
     asked = next((f"“{turn.text}” " for turn in shown.turns if turn.text), "")
     marks = "A tick is a turn, ▲ a reply pushed up, ▼ pushed down, a circle neither" if pushes else "A tick is a turn, a diamond a reply"
-    counts = "; ".join(f"{name}: {len(said)}" for name, said in lanes.items())
-    told = f"{caption} {asked}{end - begin:g} s; gold spans: {len(shown.gold)}; {counts}. {marks}" + "; dotted: the onsets" * bool(onsets)
+    counts = ", ".join(f"{'' if name == 'replies' else f'{name} '}{len(said)}" for name, said in lanes.items())
+    told = f"{caption} {asked}{end - begin:g} s; gold spans: {len(shown.gold)}; replies: {counts}. {marks}" + "; dotted: the onsets" * bool(onsets)
     return picture(drawing, f"{told}.", [dict(zip(("what", "from", "to", "text"), event)) for event in events], "png" if frames else "svg+xml")
 
 

@@ -139,7 +139,8 @@ def player(evaluator: "Evaluator", record: dict, interactive: bool) -> None:
         chance = dict(watched.speaking).get(now)
         told = f"Turn {number} at {now:g} s, its last frame; " + (f"the probability of speaking is {chance:.3f}." if chance is not None else "no probability.")
         heard = replace(shown, turns=tuple(replace(turn, reply=reply) for turn, reply in zip(shown.turns[: k + 1], said)))
-        whole = show.timeline(shown, {"replies": [r for r in watched.replies if r[0] <= now]}, f"{shown.id}, up to {now:g} s.", images,
+        reached = lambda which: [image if index <= seen else 0 * image + 225 for index, image in zip(which, images(which))]  # noqa: E731
+        whole = show.timeline(shown, {"replies": [r for r in watched.replies if r[0] <= now]}, f"{shown.id}, up to {now:g} s.", reached,
                               speaking=[one for one in watched.speaking if one[0] <= now], now=now)  # fmt: skip
         return joined(whole, show.row([show.picture(drawing, told, kind="png"), show.dialogue(heard)]))
 
@@ -165,7 +166,7 @@ def group(rollouts: "Sequence[Rollout]", segment: Segment, caption: str) -> HTML
     before = sum(len(turn.frames) for turn in d.turns[: segment.first])
     shown = replace(d, turns=d.turns[segment.first : segment.last], gold=segment.gold, skipped=d.skipped + before)
     replies = [[(t, text) for t, text in r.turns if text != NO_REPLY] for r in rollouts]
-    pushes = {f"rollout {k}: {a:+.2f}": a for k, a in enumerate(advantages(totals), 1)}
+    pushes = {f"rollout {k} ({a:+.2f})": a for k, a in enumerate(advantages(totals), 1)}
     told = f"{caption} All tokens that a rollout sampled, silence too, are pushed by its advantage."
     drawn = show.timeline(shown, dict(zip(pushes, replies)), told, pushes=pushes)
     said = ["; ".join(f"{t:g} s: {text}" for t, text in mine) or "silent" for mine in replies]
