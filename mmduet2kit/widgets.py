@@ -61,7 +61,12 @@ def explore(draw: Callable[..., HTML], controls: Mapping[str, tuple], interactiv
         display(ipywidgets.Box([*parts, *([pressed] if button else [])], layout={"flex_flow": "row wrap", "align_items": "center"}))
     place = display(drawn([default for default, _ in controls.values()]), display_id=True)
     if interactive:
-        redraw = lambda _: place.update(drawn([one.value for one in made]))  # noqa: E731
+
+        def redraw(_) -> None:
+            if button:  # what waits for a press takes its time
+                place.update(HTML('<p role="status">Working …</p>'))
+            place.update(drawn([one.value for one in made]))
+
         pressed.on_click(redraw)
         for one in made if not button else ():
             one.observe(redraw, "value")
