@@ -46,6 +46,8 @@ class Source:
     def values(self, table: int | str, column: str, filters: Mapping) -> tuple[dict, bool, float | None]:
         """({seed: value}, did a run FAIL, sample size of accuracies); a FAIL without a number is NaN."""
         where = f"table {table}: {column} of {', '.join(f'{k} {v}' for k, v in filters.items() if v != '')}"
+        if column in ("latency_s", "lucky_percent") and not self.run.procedural:
+            raise NotRun(f"{where}: real videos have no hidden onsets")
         if table == "f5":
             return self._curve(column, **filters), False, None
         if table == "log":

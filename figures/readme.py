@@ -32,6 +32,8 @@ LEDGER = ROOT / "figures" / "data" / "reruns.csv"
 BLOCK = re.compile(r"(<!-- run: [^>]*-->\n).*?(<!-- /run -->)", re.S)
 CORPORA = re.compile(r"(<!-- corpora: [^>]*-->\n).*?(<!-- /corpora -->)", re.S)
 SCALING = re.compile(r"(<!-- scaling: [^>]*-->\n).*?(<!-- /scaling -->)", re.S)
+ENGINE = re.compile(r"(<!-- engine: [^>]*-->\n).*?(<!-- /engine -->)", re.S)
+SPEED = ROOT / "tests" / "benchmarks" / "results" / "engine_cpu.json"
 NAMES = {"base": "base model", "sft": "SFT", "threshold": "threshold baseline", "rl": "SFT + GRPO"}
 
 
@@ -97,10 +99,27 @@ def _cell(rows: list[dict]) -> str:
 
 
 def filled(readme: str, data: Path = DATA) -> str:
-    """The README with its blocks made anew: the run's, the scaling page, the corpora."""
-    for where, text in ((BLOCK, block(data)), (SCALING, page()), (CORPORA, corpora())):
+    """The README with its blocks made anew: the run's, the scaling page, the corpora, the engine's speed."""
+    for where, text in ((BLOCK, block(data)), (SCALING, page()), (CORPORA, corpora()), (ENGINE, speed())):
         readme = where.sub(lambda m, text=text: m[1] + text + m[2], readme)
     return readme
+
+
+def speed() -> str:
+    """Markdown: how many times faster the stream is than its alternatives, from the committed benchmark on CPUs."""
+    told = read_json(SPEED)
+    a, b, c = (told[part] for part in "abc")
+    lines = [f"| on {told['hardware']}, {told['date']}, the tiny model | times faster |", "|---|---|"]
+    for what, times in (
+        ("turn 200 of a stream, against encoding everything again", a["full_over_kit_at_the_last_turn"]),
+        ("the same, against the released inference's way", a["released_over_kit_at_the_last_turn"]),
+        ("64 short videos one after another, against transformers' `generate` on everything again", b["kit_alone"]["times_faster_than_full_by_generate"]),
+        ("the same, against bare forwards that keep their cache within a turn", b["kit_alone"]["times_faster_than_full"]),
+        ("the same 64 in one batch, against those bare forwards", b["kit_batched"]["times_faster_than_full"]),
+        ("a GRPO step's rollout of 20 turns, against TRL's loop", c["trl_over_kit"]),
+    ):
+        lines.append(f"| {what} | {times:g} |")
+    return "\n".join(lines) + "\n"
 
 
 def corpora() -> str:

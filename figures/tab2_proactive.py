@@ -45,10 +45,8 @@ def draw(run):
         table.notes.append(
             f"The threshold baseline has the higher PAUC than RL in: {', '.join(wins) or 'no domain'}."
         )
-    if rows and all(tables.number(row["latency_s"]) is None for row in rows):
-        table.notes.append(
-            f"Latency and lucky share: {tables.NOT_RUN}, real videos have no hidden onsets; or no reply was right."
-        )
+    if not run.procedural:
+        table.notes.append(f"Latency and lucky share: {tables.NOT_RUN}, real videos have no hidden onsets.")
     table.notes.append(
         "Latency is taken over correct replies after the hidden onset; the quantum is the time between two "
         "decisions; lucky replies are correct although they come before the onset. All ours."

@@ -41,6 +41,12 @@ class Run:
         """True when the numbers mean nothing and may not stand beside the paper's."""
         return self.profile == "smoke" or not (self.manifest.get("settings") or {}).get("meaningful", True)
 
+    @cached_property
+    def procedural(self) -> bool:
+        """Are its videos the kit's own world, the only one with known onsets and with a best blind guess (illustrate.py)?"""
+        path = self.data / "dataset.json"
+        return not path.is_file() or bool(read_json(path).get("best_blind_score", True))
+
     def rows(self, name: str) -> list[dict[str, str]]:
         """Rows of a results CSV; none when it is missing."""
         return read_csv(self.data / name) if (self.data / name).is_file() else []

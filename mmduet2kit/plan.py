@@ -1,7 +1,7 @@
 """Which stages must run, and why: every notebook is a stage, and its done-file says what it was made from.
 
 A stage is up to date when nothing that can change its results has changed: its code cells (not its prose),
-its parameters, the profile, the package modules it reaches, what the stages before it wrote under
+its parameters, the profile, the dataset that it names, the package modules it reaches, what the stages before it wrote under
 runs/<profile> - and when the files it wrote there itself are unchanged. Its metadata may name the stages it
 reads from (else: all before it), and files outside the package that decide its results:
 `{"mmduet2": {"inputs": ["01", "03"], "files": ["figures/*.py"]}}`.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .cli import COMMANDS
 from .errors import UserError
-from .files import read_json, sha256_file, sha256_text, write_json
+from .files import STAMP, read_json, sha256_file, sha256_text, write_json
 
 PACKAGE = Path(__file__).parent
 NOT_OUTPUT = ("done", "executed", "logs", "manifest.json", ".lock")  # the runner's own
@@ -77,7 +77,8 @@ def _result(outputs: dict[str, dict]) -> str:
 
 def components(stage: Stage, given: dict, profile, done: dict[str, dict]) -> dict[str, str]:
     """Everything a stage is made from, by name, as hashes; equal components: it need not run again."""
-    return {"notebook": _hash(stage.code), "profile": profile.hash(), "seeds": _hash(profile.seeds), "parameters": _hash(given),
+    named = Path(getattr(profile, "dataset", None) or "", STAMP)  # a dataset that is named may be built anew
+    return {"notebook": _hash(stage.code), **({"dataset": sha256_file(named)} if named.is_file() else {}), "profile": profile.hash(), "seeds": _hash(profile.seeds), "parameters": _hash(given),
             **{f"module {path.relative_to(PACKAGE.parent)}": sha256_file(path) for path in modules_used(stage.code)},
             **{f"file {path}": sha256_file(path) for pattern in stage.files for path in Path().glob(pattern)},
             **{f"output of {name}": done.get(name, {"result": "none"})["result"] for name in stage.inputs}}

@@ -11,6 +11,7 @@ import stages
 
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, write_csv, write_json
+from mmduet2kit.report import scripts
 from tables import Run
 
 
@@ -253,3 +254,13 @@ def test_explanations_decide_nothing(tmp_path):
     assert claims.rules_hash(path) == claims.rules_hash()
     path.write_text(text.replace("rule: value > 0", "rule: value > 1", 1))
     assert claims.rules_hash(path) != claims.rules_hash()
+
+
+def test_on_real_videos_nothing_is_claimed_of_onsets(tmp_path):
+    """Also of a model that FAILs: without an onset there is no latency that could differ."""
+    results = fake_results.make(tmp_path)
+    write_json(results / "dataset.json", {"best_blind_score": {}})
+    found = {entry["id"]: entry for entry in claims.judge_all(results)}
+    assert {found[f"rl-speaks-sooner-{domain}"]["verdict"] for domain in ("WEB", "EGO", "TV", "VAD")} == {"NOT RUN"}
+    assert "no hidden onsets" in found["rl-speaks-sooner-WEB"]["reason"] and found["rl-above-sft-WEB"]["verdict"] != "NOT RUN"
+    assert "Latency and lucky share: NOT RUN" in " ".join(scripts()["tab2_proactive"].draw.table(results).notes)

@@ -8,6 +8,7 @@ import results
 from results import Tables
 
 from mmduet2kit import evaluate
+from mmduet2kit import model as models
 from mmduet2kit.corpus.dialogues import benchmark_record, from_benchmark
 from mmduet2kit.corpus.films import annotate
 from mmduet2kit.corpus.world import plan
@@ -146,3 +147,15 @@ def test_a_base_model_that_the_profile_names_is_used(monkeypatch):
             evaluate.run(SimpleNamespace(profile="any", seed=1, model=name, domains="WEB", intervals="", extras=""))
     assert asked == ["somewhere/base-3B", "runs/tiny/models/sft-seed1"]
     assert str(PROFILE.model_dir("base", 1)) == "runs/tiny/models/base-seed1"
+
+
+def test_a_model_is_played_on_the_gpu_of_its_process(monkeypatch):
+    places = []
+    one = SimpleNamespace(eval=lambda: SimpleNamespace(to=lambda place: places.append(place)))
+    monkeypatch.setattr(models, "load", lambda folder, dtype, attention: (one, (folder, dtype)))
+    for there in (False, True):
+        monkeypatch.setattr(models.torch.cuda, "is_available", lambda there=there: there)
+        assert models.load_to_play(PROFILE, "somewhere")[1] == ("somewhere", PROFILE.model.dtype)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    models.load_to_play(PROFILE, "somewhere")
+    assert places == ["cpu", "cuda:0", "cuda:3"]

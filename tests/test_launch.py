@@ -157,19 +157,27 @@ base: {steps: 4, batch: 4, micro_batch: 2, save_steps: 2}
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("way", ["slurm", "shell"])
-def test_two_machines_of_one_gpu_train_as_one_process_does(way, slurm, tmp_path, monkeypatch):
-    """The launch code of GPU nodes, on CPUs: accelerate on two "machines" gives the losses of one process."""
+@pytest.mark.parametrize("way, stages", [("slurm", ["base"]), ("shell", ["sft", "grpo"])])
+def test_two_machines_of_one_gpu_train_as_one_process_does(way, stages, slurm, tmp_path, monkeypatch):
+    """The launch code of GPU nodes, on CPUs: accelerate on two "machines" gives the losses of one process at an equal global batch."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(PROFILE)
-    profile, log = load_profile("mine.yaml"), Path("runs/launched/results/train_base_seed1.csv")
+    profile = load_profile("mine.yaml")
     assert cli.main(["data", "--profile", "mine.yaml"]) == 0
     for name in ("SLURM_JOB_ID", "SLURM_JOB_NUM_NODES"):
         monkeypatch.delenv(name)
+
+    def losses(stage: str) -> list[float]:
+        made = {"grpo": "rl"}.get(stage, stage)
+        shutil.rmtree(profile.model_dir(made, 1), ignore_errors=True)
+        run_commands("mine.yaml", [[f"{stage} --seed 1"]], parallel=1)
+        assert (profile.model_dir(made, 1) / "model.safetensors").is_file()
+        return [float(row["loss"]) for row in read_csv(Path(f"runs/launched/results/train_{made}_seed1.csv"))]
+
     monkeypatch.setenv("MMDUET2_GPUS", "0")
-    run_commands("mine.yaml", [["base --seed 1"]], parallel=1)
-    alone = [float(row["loss"]) for row in read_csv(log)]
-    shutil.rmtree(profile.run_dir / "models")
+    if way == "shell":
+        losses("base")
+    alone = {stage: losses(stage) for stage in stages}
     monkeypatch.setenv("MMDUET2_GPUS", "1")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -178,9 +186,8 @@ def test_two_machines_of_one_gpu_train_as_one_process_does(way, slurm, tmp_path,
         monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     else:
         monkeypatch.setenv("MMDUET2_HOSTS", TWO)
-    run_commands("mine.yaml", [["base --seed 1"]])
-    assert [float(row["loss"]) for row in read_csv(log)] == pytest.approx(alone, abs=1e-4) and len(alone) == 4
-    assert (profile.model_dir("base", 1) / "model.safetensors").is_file()
+    for stage in reversed(stages):  # GRPO starts from the SFT model of one process, both times
+        assert len(alone[stage]) > 1 and losses(stage) == pytest.approx(alone[stage], abs=1e-4), stage
 
 
 def training() -> list[psutil.Process]:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from mmduet2kit.chat import IGNORE
 from mmduet2kit.errors import UserError
@@ -44,6 +45,9 @@ def test_it_learns_and_keeps_the_vision_tower_frozen_but_not_the_aligner(run_sft
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any(".visual." in n and ".merger." not in n for n in moved)
     assert any(".visual.merger." in n for n in moved) and any(".language_model.layers.0" in n for n in moved)
+    card = ModelCard.load(out / "README.md")  # the Hub's own reading of a model card
+    assert card.data.library_name == "transformers" and card.data.license == "apache-2.0" and "12 steps of 4 samples" in card.text
+    assert "{" not in card.text and "coloured shapes" in card.text and str(tiny_folder) not in card.text
 
 
 def test_videos_of_other_shapes_share_batches(tiny_model, monkeypatch):  # noqa: F811

@@ -18,15 +18,17 @@ from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerCallback
 from trl.trainer import utils as trl_utils
 
+from .. import __version__
 from ..chat import IGNORE
 from ..corpus.build import Dataset
 from ..dialogue import Dialogue
 from ..errors import UserError
-from ..files import is_made_for, made_for, read_csv, sha256_file, sha256_text, write_csv
+from ..files import is_made_for, made_for, read_csv, sha256_file, sha256_text, write_atomic, write_csv
 from ..launch import free_port
 from ..model import encoder_for, freeze_vision, load_model, load_processor, pixels, save
 from ..profile import RL, Fit, Profile
 from ..progress import rank, ranks
+from ..report import TEMPLATES
 
 HEAD = "threshold_head.pt"  # beside the weights of a threshold model
 
@@ -227,16 +229,30 @@ def begin(
         return partial, checkpoint and str(checkpoint), model, processor
 
 
-def store(trainer, processor, out: Path, dtype: str) -> Path:
-    """The trained weights as an ordinary Hugging Face folder in the profile's dtype (ZeRO-3's are gathered), without checkpoints."""
+def store(trainer, processor, out: Path, profile: Profile) -> Path:
+    """The trained weights as an ordinary Hugging Face folder with a model card, in the profile's dtype (ZeRO-3's are gathered)."""
     if trainer.is_deepspeed_enabled:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     else:
         state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-    save(trainer.accelerator.unwrap_model(trainer.model), processor, out, dtype, state)
+    if rank() == 0:
+        write_atomic(out / "README.md", card(out.name, profile, trainer.args, sum(w.numel() for w in state.values()) / 1e6))
+    save(trainer.accelerator.unwrap_model(trainer.model), processor, out, profile.model.dtype, state)
     if rank() == 0:
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     return out
+
+
+def card(name: str, profile: Profile, args, millions: float) -> str:
+    """The model card of `<kind>-seed<k>`: what it was trained on and how, what it is good for.
+
+    args: the trainer's; millions: of parameters.
+    """
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks()
+    base = profile.model.path and (Path(profile.model.path).name if Path(profile.model.path).is_dir() else profile.model.path)
+    return TEMPLATES.get_template("train/card.md.jinja").render(
+        name=name, base=base, profile=profile, args=args, batch=batch, millions=millions, version=__version__,
+        data=Path(profile.dataset).name if profile.dataset else None)  # fmt: skip
 
 
 def finish(trainer, checkpoint: str | None) -> None:

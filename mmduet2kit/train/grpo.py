@@ -238,7 +238,7 @@ def train(
     if watch:
         watch.trainer = trainer
     finish(trainer, checkpoint)
-    return store(trainer, processor, out, profile.model.dtype)
+    return store(trainer, processor, out, profile)
 
 
 def kl_to(reference, collator: Collator) -> Callable[[Any], float]:

@@ -82,7 +82,7 @@ def train(
         del model.threshold_head
         out.mkdir(parents=True, exist_ok=True)
         torch.save(head.state_dict(), out / HEAD)
-    return store(trainer, processor, out, profile.model.dtype)
+    return store(trainer, processor, out, profile)
 
 
 def sft_dialogues(profile: Profile, dataset: Dataset, interval: float, seed: int) -> Sequence[Dialogue]:

@@ -1,4 +1,4 @@
-"""What one GPU reaches with a 3B model: `python tests/benchmarks/gpu_check.py [--size 3b|tiny] [--parts sgbd] [--out FILE]`.
+"""What one GPU reaches with a 3B model: `python tests/benchmarks/gpu_check.py [--size 3b|tiny] [--parts sgbdm] [--out FILE]`.
 
 Random weights at Qwen2.5-VL-3B's sizes, no network, no vllm, within ten minutes; JSON after each part, so that what is done stays.
 
@@ -7,11 +7,13 @@ Random weights at Qwen2.5-VL-3B's sizes, no network, no vllm, within ten minutes
 (g) GRPO steps: 8 prompts x 4 rollouts, 60 s segments after 90 frames of history, two of three turns silent, replies of 40 tokens:
     seconds of rollout and training, the floor that arithmetic sets, largest log-prob gap in bfloat16.
 (b), (d) the streaming engine's 64 streams and one stream alone, as tests/benchmarks/engine.py has them.
+(m) the smoke profile, all ten notebooks, on this machine: minutes a stage. Run it from a checkout, as it writes runs/smoke.
 The README's scaling page and `mmduet2 doctor` read tests/benchmarks/results/gpu_check.json. `--size tiny` runs the same on a CPU.
 """
 
 import argparse
 import json
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 
 from mmduet2kit.dialogue import NO_REPLY, Dialogue, Gold, Segment, Turn
-from mmduet2kit.files import read_csv
+from mmduet2kit.files import read_csv, read_json
 from mmduet2kit.model import make_processor, save
 from mmduet2kit.profile import load_profile
 from mmduet2kit.train import grpo, rollout, sft
@@ -93,13 +95,14 @@ def part_s(size: str, folder: Path, ceilings: dict, tokens: int, steps: int = 6)
     profile, held = settings(size), []
     encoder_tokens = lambda d: len(held[0].encoder.encode(d).ids)  # noqa: E731
     fit = profile.sft.model_copy(update={"steps": steps, "batch": 1, "micro_batch": 1, "save_steps": 10**6, "max_tokens": 0})
-    clock, store = Clock(), sft.store
+    clock, store, padded = Clock(), sft.store, []
     sft.store, collator = (lambda trainer, *a: folder), sft.Collator
     loss = sft.DialogueSFT.training_step
 
-    def stepped(self, *args, **kwargs):
+    def stepped(self, model, inputs, *args, **kwargs):
         clock()
-        return loss(self, *args, **kwargs)
+        padded.append(1 - float(inputs["attention_mask"].float().mean()))
+        return loss(self, model, inputs, *args, **kwargs)
 
     sft.Collator = lambda *a: held.append(collator(*a)) or held[0]
     sft.DialogueSFT.training_step = stepped
@@ -118,7 +121,7 @@ def part_s(size: str, folder: Path, ceilings: dict, tokens: int, steps: int = 6)
     seconds = float(np.median(clock.seconds[2:]))
     work = cost.flops(profile, length, frames, fit.freeze_vision)
     peak = ceilings.get("bf16_tflop_s", float("nan")) * 1e12  # a CPU: the same code, no figures
-    return {"tokens": length, "frames": frames, "seconds_a_step": round(seconds, 3), "padding_share": 0.0, "tflop_useful": round(work["useful"] / 1e12, 2),
+    return {"tokens": length, "frames": frames, "seconds_a_step": round(seconds, 3), "padding_share": round(float(np.mean(padded)), 4), "tflop_useful": round(work["useful"] / 1e12, 2),
             "mfu": share(work["useful"] / seconds / peak), "hardware_utilisation": share(work["done"] / seconds / peak),
             "first_steps_s": [round(s, 2) for s in clock.seconds], "peak_gb": memory()}  # fmt: skip
 
@@ -161,6 +164,15 @@ def part_g(size: str, folder: Path, ceilings: dict, history: int, steps: int = 3
             "peak_gb": memory(), "paper_s_a_step_on_eight_H800": 147}  # fmt: skip
 
 
+def part_m() -> dict:
+    """Minutes of each stage, and where it failed, if so."""
+    ended = subprocess.run([sys.executable, "-m", "mmduet2kit", "run", "--profile", "smoke", "--force"], capture_output=True, text=True)
+    stages = read_json(load_profile("smoke").run_dir / "manifest.json")["stages"]
+    minutes = {name: round(tries[-1]["minutes"], 2) for name, tries in stages.items()}
+    told = {} if not ended.returncode else {"failed": (ended.stdout + ended.stderr)[-2000:]}
+    return {"exit": ended.returncode, "minutes": round(sum(minutes.values()), 1), "stages": minutes, **told}
+
+
 def load_processor(folder: Path):
     from mmduet2kit.model import load_processor as load
 
@@ -184,7 +196,7 @@ def memory() -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=("tiny", "3b"), default="3b" if torch.cuda.is_available() else "tiny")
-    parser.add_argument("--parts", default="sgbd")
+    parser.add_argument("--parts", default="sgbdm")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     device, big = ("cuda" if torch.cuda.is_available() else "cpu"), args.size == "3b"
@@ -202,6 +214,7 @@ def main() -> None:
             "g": ("grpo", lambda: part_g(args.size, folder, ceilings, 90 if big else 6)),
             "b": ("streams_64", lambda: engine.part_b(args.size, device, dtype, *(() if big else (4, 5)))),
             "d": ("stream_alone", lambda: engine.part_d(args.size, device, dtype, *(() if big else (24,)))),
+            "m": ("smoke", part_m),
         }
         for name in args.parts:
             label, go = parts[name]
