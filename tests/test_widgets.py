@@ -7,6 +7,7 @@ import ipywidgets
 import numpy as np
 import pytest
 from IPython.display import HTML
+from matplotlib.colors import to_rgb
 
 from mmduet2kit import show, widgets
 from mmduet2kit.corpus.dialogues import benchmark_record
@@ -21,6 +22,7 @@ from mmduet2kit.score import Reward, pauc
 from mmduet2kit.train.rollout import Rollout
 
 from played import FakeDataset, make_segments
+import style  # of figures/
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 
 PROFILE = load_profile("tiny")
@@ -171,3 +173,15 @@ def test_an_own_video_is_watched_and_what_cannot_be_is_said(tiny_model, tmp_path
     for path, question, says in ((film, " ", "Nothing is asked"), (tmp_path / "no.mp4", "Q", "does not exist"), (tmp_path / "text.mp4", "Q", "text.mp4")):
         with pytest.raises(UserError, match=says):
             widgets.own_video(evaluator, str(path), question)
+
+
+def test_colours_stand_out_from_a_white_page():
+    """WCAG 2: letters at least 4.5 to 1 against their ground, marks and lines 3 to 1 (the sky blue only fills areas that have an edge)."""
+
+    def against_white(color):
+        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        return 1.05 / (np.dot((0.2126, 0.7152, 0.0722), parts) + 0.05)
+
+    assert against_white("black") == pytest.approx(21) and against_white("#767676") == pytest.approx(4.54, abs=0.01)
+    assert all(against_white(color) >= 4.5 for color in (*show.COLOR.values(), style.RED))
+    assert all(against_white(color) >= 3 for color in (style.BLUE, style.ORANGE, style.GREEN, style.RED, style.PURPLE, style.GREY))
