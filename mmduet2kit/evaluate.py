@@ -26,17 +26,21 @@ from .profile import Profile
 from .protocols import official, poll, push
 from .score import judge_of, score_question, totals
 from .score.streamingbench import all_rules
-from .stream import Greedy
+from .stream import Greedy, Spoken
 from .train.common import HEAD
 
 
 @dataclass
 class Watched:
-    """What a model said about one record: replies [(seconds, text)] without silence, and the number of decisions."""
+    """What a model said about one record: replies [(seconds, text)] without silence, and the number of decisions.
+
+    speaking: (seconds, probability of speaking) of each decision whose probability is known (`Spoken.speaking`).
+    """
 
     record: dict
     replies: list[tuple[float, str]]
     decisions: int
+    speaking: Sequence[tuple[float, float]] = ()
 
 
 class Evaluator:
@@ -60,16 +64,17 @@ class Evaluator:
         """Play every record to the model, greedy; `thresholds` (one a record) overrides the model's own."""
         dialogues, out = [self.dialogue(record, interval) for record in records], []
         thresholds = thresholds or [self.threshold] * len(records)
-        texts = self._play(dialogues, batch or self.profile.evaluate.batch, self.head, thresholds)
-        for record, dialogue, said in zip(records, dialogues, texts, strict=True):
+        played = self._play(dialogues, batch or self.profile.evaluate.batch, self.head, thresholds)
+        for record, dialogue, said in zip(records, dialogues, played, strict=True):
             times = [t for t, turn in zip(dialogue.times(), dialogue.turns) if turn.frames]
-            replies = [(t, text.strip()) for t, text in zip(times, said) if text.strip() != NO_REPLY]
-            out.append(Watched(record, replies, len(times)))
+            replies = [(t, one.text.strip()) for t, one in zip(times, said) if one.text.strip() != NO_REPLY]
+            speaking = [(t, one.speaking) for t, one in zip(times, said) if one.speaking is not None]
+            out.append(Watched(record, replies, len(times), speaking))
         return out
 
-    def _play(self, dialogues: Sequence[Dialogue], batch: int, head=None, thresholds=()) -> list[list[str]]:
+    def _play(self, dialogues: Sequence[Dialogue], batch: int, head=None, thresholds=()) -> list[list[Spoken]]:
         """What the model says at each turn with frames of every dialogue; those of like length side by side."""
-        out: list[list[str]] = [[] for _ in dialogues]
+        out: list[list[Spoken]] = [[] for _ in dialogues]
         order = sorted(range(len(dialogues)), key=lambda i: -len(dialogues[i].turns))
         for at in range(0, len(order), batch):
             chosen = order[at : at + batch]
@@ -82,7 +87,7 @@ class Evaluator:
                 thresholds=[thresholds[i] for i in chosen] if head else 0.0,
             )  # fmt: skip
             for i, spoken in zip(chosen, said):
-                out[i] = [one.text for one in spoken]
+                out[i] = spoken
         return out
 
     def records(self, split: str, domain: str, most: int | None = None) -> list[dict]:
@@ -121,7 +126,7 @@ class Evaluator:
         right: dict[str, list[bool]] = {"caption": [], "attribute_qa": []}
         for dialogue, (said,) in zip(dialogues, self._play(dialogues, 128), strict=True):
             gold = dialogue.turns[0].reply
-            same = facts(said) == facts(gold) if facts(gold) else said.strip() == gold
+            same = facts(said.text) == facts(gold) if facts(gold) else said.text.strip() == gold
             right["caption" if dialogue.kind == "offline-caption" else "attribute_qa"].append(same)
         return {task: (float(np.mean(hits)), len(hits)) for task, hits in right.items() if hits}
 

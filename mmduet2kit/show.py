@@ -6,12 +6,13 @@ import io
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
-from IPython.display import HTML, display
+from IPython.display import HTML
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -24,11 +25,11 @@ from .report import SMOKE, TEMPLATES
 from .score import Reward, pauc
 
 import style  # isort: skip - modules of figures/: where that is, `report` knows
-from tables import advantages  # isort: skip
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "av", "numpy")
 PARTS = TEMPLATES.get_template("show.html").module
+MARKS = {None: ("D", style.BLUE), 1: ("^", style.BLUE), -1: ("v", style.RED), 0: ("o", style.GREY)}  # a reply by the way it is pushed
 COLOR = {"user": style.ORANGE, "assistant": style.BLUE, "silent": style.GREY}
 
 
@@ -97,62 +98,94 @@ def tokens(encoder, encoded, most: int = 400) -> HTML:
     return HTML(PARTS.tokens([(learned, encoder.tokenizer.decode(run)) for learned, run in runs]))
 
 
-def strip(dataset, shown: Dialogue, caption: str, said: Sequence[tuple[float, str]] | None = None) -> HTML:
-    """Frames over a timeline: what the user says, gold spans, turns, and replies (`said`, or the dialogue's own)."""
-    timed = list(zip(shown.times(), shown.turns))
-    if said is None:
-        said = [(time, turn.reply) for time, turn in timed if turn.reply not in (None, NO_REPLY)]
+def timeline(shown: Dialogue, lanes: Mapping[str, Sequence[tuple[float, str]]], caption: str, frames: Callable | None = None, *,
+             speaking: Sequence[tuple[float, float]] = (), onsets: Sequence[float] = (), waits: Mapping[str, Sequence[tuple[float, float]]] = {},
+             pushes: Mapping[str, float] = {}, now: float | None = None) -> HTML:  # fmt: skip
+    """What the user says, gold spans and a lane of replies [(s, text)] each, under frames(indices), on one axis of video time.
+
+    speaking: [(s, probability of speaking)]. onsets: s. waits: {lane: [(onset, reply)]}, drawn with their seconds. pushes: {lane:
+    advantage}; its sign is the way (colour and direction) and its size the size of the lane's marks. now: a line at this time.
+    """
+    timed, begin = list(zip(shown.times(), shown.turns)), shown.skipped * shown.interval
+    end, decided = timed[-1][0], [time for time, turn in timed if turn.frames]
+    high = {"probability of speaking": 1.2} if speaking else {}
+    high |= dict.fromkeys(reversed(lanes), 0.6) | ({"gold spans": 0.8} if shown.gold else {})
     events = [("user", time, time, turn.text) for time, turn in timed if turn.text]
-    events += [("gold span", g.start, g.end, g.text) for g in shown.gold]
-    events += [("reply", time, time, text) for time, text in said]
-    drawing, end, indices = Figure(figsize=(10, 2.6), layout="constrained"), timed[-1][0], shown.frame_indices()
-    axes, indices = drawing.subplots(), indices[:: -(-len(indices) // 10)]
-    wide = end / len(indices)
-    for k, image in enumerate(dataset.frames(shown, indices)):
-        axes.imshow(image, extent=((k + 0.04) * wide, (k + 0.96) * wide, 2.2, 4), aspect="auto")
-    decided = [time for time, turn in timed if turn.frames]
-    axes.plot(decided, [0.3] * len(decided), "|", color=style.GREY)
-    for what, start, stop, _ in events:
-        if what == "gold span":
-            axes.barh(1, stop - start, 0.45, start, color=style.GREEN, alpha=0.4)
-        else:
-            mark, color, y = ("v", style.ORANGE, 1.7) if what == "user" else ("D", style.BLUE, 0.3)
-            axes.plot(start, y, marker=mark, color=color, clip_on=False)
-    axes.set(xlim=(0, end), ylim=(0, 4), yticks=[0.3, 1, 1.7, 3.1], xlabel="video time, s",
-             yticklabels=["turns (|), replies", "gold spans", "user speaks", "frames"])  # fmt: skip
+    high |= ({"user speaks": 0.6} if events else {}) | ({"frames": 2.0} if frames else {})
+    low = dict(zip(high, accumulate(high.values(), initial=0.0)))
+    middle = {name: low[name] + high[name] / 2 for name in high}
+    drawing = Figure(figsize=(10, 0.7 + 0.46 * sum(high.values())), layout="constrained")
+    axes, indices = drawing.subplots(), shown.frame_indices()
+    if frames:
+        indices = indices[:: -(-len(indices) // 10)]
+        wide = (end - begin) / len(indices)
+        for k, image in enumerate(frames(indices)):
+            left, bottom = begin + k * wide, low["frames"] + 0.1
+            axes.imshow(image, extent=(left + 0.04 * wide, left + 0.96 * wide, bottom, bottom + 1.9), aspect="auto")
+    for _, time, _, _ in events:
+        axes.plot(time, middle["user speaks"], "s", color=style.ORANGE, clip_on=False)
+    for g in shown.gold:
+        axes.barh(middle["gold spans"], g.end - g.start, 0.5, g.start, color=style.GREEN, alpha=0.4, edgecolor=style.GREEN)
+        events.append(("gold span", g.start, g.end, g.text))
+    for onset in onsets:
+        axes.plot([onset] * 2, [low["gold spans"] + high["gold spans"], 0], linestyle=(0, (1, 2)), color=style.RED)
+        events.append(("onset", onset, onset, ""))
+    for name, said in lanes.items():
+        push = pushes.get(name)
+        (mark, color), size = MARKS[push and (1 if push > 0 else -1)], 6 if push is None else 4 + 3 * min(abs(push), 2.0)
+        axes.plot(decided, [middle[name]] * len(decided), "|", color=color if pushes else style.GREY, markersize=size)
+        axes.plot([time for time, _ in said], [middle[name]] * len(said), mark, color=color, markersize=size, clip_on=False)
+        for onset, time in waits.get(name, ()):
+            axes.plot([onset, time], [middle[name]] * 2, color=style.RED, linewidth=1.5)
+            axes.text((onset + time) / 2, middle[name] + 0.05, f"{time - onset:.1f} s", ha="center", va="bottom", fontsize=7, color=style.RED)
+        events += [(name, time, time, text) for time, text in said]
+    if speaking:
+        at = low["probability of speaking"]
+        times, chances = zip(*speaking)
+        axes.vlines(times, at, [at + chance for chance in chances], color=style.PURPLE, linewidth=3)
+        axes.plot([begin, end], [at + 1] * 2, ":", color=style.GREY, linewidth=0.8)
+        axes.text(end, at + 1, " 1", va="center", fontsize=7)
+        events += [("probability of speaking", time, time, f"{chance:.3f}") for time, chance in speaking]
+    if now is not None:
+        axes.axvline(now, color="black", linewidth=1)
+    axes.set(xlim=(begin, end), ylim=(0, sum(high.values())), yticks=list(middle.values()), yticklabels=list(middle), xlabel="video time, s")
     asked = next((f"“{turn.text}” " for turn in shown.turns if turn.text), "")
-    counts = f"gold spans: {len(shown.gold)}, replies: {len(said)}"
-    rows = [dict(zip(("what", "from", "to", "text"), event)) for event in events]
-    return picture(drawing, f"{caption} {asked}{len(indices)} frames over {end:g} s; {counts}.", rows, "png")
+    marks = "A tick is a turn, ▲ a reply pushed up, ▼ pushed down, a circle neither" if pushes else "A tick is a turn, a diamond a reply"
+    counts = ", ".join(f"{'' if name == 'replies' else f'{name} '}{len(said)}" for name, said in lanes.items())
+    told = f"{caption} {asked}{end - begin:g} s; gold spans: {len(shown.gold)}; replies: {counts}. {marks}" + "; dotted: the onsets" * bool(onsets)
+    return picture(drawing, f"{told}.", [dict(zip(("what", "from", "to", "text"), event)) for event in events], "png" if frames else "svg+xml")
 
 
-def pauc_area(span, replies, max_score: float, title: str, initial: float = 0.5) -> HTML:
-    """The step line of scores over a span, and the area that PAUC (omega 0) measures; replies [(time, score)]."""
-    corners = [(span[0], initial), *sorted((t, s) for t, s in replies if span[0] <= t <= span[1])]
-    times, scores = zip(*corners, (span[1], corners[-1][1]))
+def strip(dataset, shown: Dialogue, caption: str, said: Sequence[tuple[float, str]] | None = None) -> HTML:
+    """The timeline of a dialogue of this dataset, with replies `said`, or its own."""
+    if said is None:
+        said = [(time, turn.reply) for time, turn in zip(shown.times(), shown.turns) if turn.reply not in (None, NO_REPLY)]
+    return timeline(shown, {"replies": said}, caption, partial(dataset.frames, shown))
+
+
+def pauc_area(span, replies, max_score: float, title: str, initial: float = 0.5, omega: float = 0.0) -> HTML:
+    """The step line of scores over a span, and the area that PAUC measures; omega pulls the replies [(time, score)] (rings) to the left."""
+    inside = sorted((t, s) for t, s in replies if span[0] <= t <= span[1])
+    pulled = [(span[0], initial), *((span[0] + (t - span[0]) * (1 - omega), s) for t, s in inside)]
+    times, scores = zip(*pulled, (span[1], pulled[-1][1]))
     drawing = Figure(figsize=(3.2, 2.2), layout="constrained")
     axes = drawing.subplots()
     axes.fill_between(times, scores, step="post", color=style.SKY, alpha=0.45, linewidth=0)
     axes.step(times, scores, where="post", color=style.BLUE)
+    for (t, s), left in zip(inside, times[1:]):
+        axes.plot([left, t], [s, s], ":", color=style.GREY, marker="o", fillstyle="none", clip_on=False)
     axes.plot(times[1:-1], scores[1:-1], "o", color=style.BLUE, clip_on=False)
     axes.set(xlim=span, ylim=(0, max_score), xlabel="video time, s", ylabel="score", title=title)
-    value = 100 * pauc(span, replies, max_score, 0.0, initial)
+    value = 100 * pauc(span, replies, max_score, omega, initial)
     said = ", ".join(f"score {s:g} at {t:g} s" for t, s in replies) or "no reply"
     return picture(drawing, f"{title}: {said}; PAUC {value:.1f}.")
 
 
-def reward_terms(rewards: Mapping[str, Reward], caption: str, **more: Sequence) -> HTML:
-    """One row a rollout: the four terms, their weighted sum, and more columns."""
-    rows = [{"rollout": name, "r_PAUC": r.pauc, "r_rep": r.rep, "r_in_span": r.in_span, "r_pfx": r.pfx,
+def reward_terms(rewards: Mapping[str, Reward], caption: str, of: str = "rollout", **more: Sequence) -> HTML:
+    """One row a rollout (or what `of` says): the four terms, their weighted sum, and more columns."""
+    rows = [{of: name, "r_PAUC": r.pauc, "r_rep": r.rep, "r_in_span": r.in_span, "r_pfx": r.pfx,
              "weighted sum": r.total} for name, r in rewards.items()]  # fmt: skip
     return table([row | {key: column[k] for key, column in more.items()} for k, row in enumerate(rows)], caption)
-
-
-def group(rollouts: Sequence, caption: str) -> HTML:
-    """One prompt's rollouts with their rewards and advantages: (reward - group mean) / group deviation."""
-    said = ["; ".join(f"{t:g} s: {text}" for t, text in r.turns if text != NO_REPLY) or "silent" for r in rollouts]
-    rewards = {f"{k}": r.reward for k, r in enumerate(rollouts, 1)}
-    return reward_terms(rewards, caption, advantage=advantages([r.reward.total for r in rollouts]), replies=said)
 
 
 def curves(paths: Mapping[str, Path], columns: Sequence[str], caption: str) -> HTML:
@@ -174,13 +207,9 @@ def curves(paths: Mapping[str, Path], columns: Sequence[str], caption: str) -> H
     return picture(drawing, f"{caption} {said or 'NOT RUN'}.", ends)
 
 
-def interactive_or_static(fn: Callable, values: Sequence, default, interactive: bool) -> None:
-    """Show fn(value) for the first value, the default and the last, always; `interactive` adds a slider over all."""
-    display(HTML(PARTS.row([Markup(fn(value).data) for value in dict.fromkeys((values[0], default, values[-1]))])))
-    if interactive:
-        import ipywidgets
-
-        ipywidgets.interact(fn, value=ipywidgets.SelectionSlider(options=list(values), value=default))
+def row(parts: Sequence[HTML]) -> HTML:
+    """Pictures or tables side by side, as many as fit."""
+    return HTML(PARTS.row([Markup(part.data) for part in parts]))
 
 
 def check(answer, expected, hint: str) -> None:

@@ -9,6 +9,7 @@ Silence is cheap: the tokens of NO REPLY are fed together with the turn, and the
 forgets its oldest frames (`Stream.forget`).
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,12 +27,21 @@ from .model import pixels
 
 @dataclass
 class Spoken:
-    """One assistant turn: its token ids (end token included unless cut off), log-probs a token, text, and score if decided."""
+    """One assistant turn: its token ids (end token included unless cut off), log-probs a token, text, and score if decided.
+
+    silence: log-prob of the whole NO REPLY, end token included, where it was fed ahead (at the temperature of `logps`).
+    """
 
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     text: str = ""
     score: float | None = None
+    silence: float | None = None
+
+    @property
+    def speaking(self) -> float | None:
+        """The probability of speaking at this turn, whatever was chosen: the score, or what NO REPLY leaves; None if not known."""
+        return self.score if self.score is not None or self.silence is None else -math.expm1(self.silence)
 
 
 class Greedy:
@@ -171,6 +181,8 @@ class Stream:
         """
         out, ahead = {row: Spoken() for row in rows}, self.encoder.silence[: hidden.shape[1] - 1]
         active, agreed, states = list(rows), dict.fromkeys(rows, True), dict(zip(rows, hidden))
+        silence = self.encoder.silence[: hidden.shape[1]] if ahead else []  # what may follow each of `hidden`
+        quiet: dict[int, list[float]] = {row: [] for row in rows}  # the log-probs of silence's tokens, as far as they are known
         current = hidden[:, 0]
         for count in range(max_new_tokens):
             logits = self.model.lm_head(current).float()
@@ -178,6 +190,9 @@ class Stream:
             logits[:, self.encoder.never_sampled] = -torch.inf
             tokens = choose(logits, active)
             picked = logps.gather(1, tokens[:, None])[:, 0].tolist()
+            if count < len(silence):
+                for row, logp in zip(active, logps[:, silence[count]].tolist()):
+                    quiet[row] += [logp] if agreed[row] else []
             for row, token, logp in zip(active, tokens.tolist(), picked):
                 out[row].ids.append(token)
                 out[row].logps.append(logp)
@@ -192,8 +207,14 @@ class Stream:
             fed = [row for row in active if self.pending[row]]
             new = dict(zip(fed, self._next(fed))) if fed else {}
             current = torch.stack([new[row] if row in new else states[row][count + 1] for row in active])
+        rest = [(row, k) for row in rows for k in range(len(quiet[row]), len(silence))]
+        if rest:  # of the rows that spoke
+            logits = self.model.lm_head(torch.stack([states[row][k] for row, k in rest])).float()
+            for (row, k), logps in zip(rest, (logits / choose.temperature).log_softmax(-1)):
+                quiet[row].append(float(logps[silence[k]]))
         for row in rows:
             spoken = out[row]
+            spoken.silence = sum(quiet[row]) if silence else None
             if agreed[row] and len(spoken.ids) < len(ahead):  # the cap ended it within NO REPLY
                 self._go_back(row, len(ahead) - len(spoken.ids))
             self.pending[row] += self.encoder.closing(spoken.ids)

@@ -115,6 +115,14 @@ def watch(stream: Stream, seen: Iterable[tuple[int, np.ndarray, float]], questio
         yield answer(due)
 
 
+def session(model, processor, image: np.ndarray, **options) -> Stream:
+    """A stream of one session that has heard the system prompt; `image`: the video's first frame, `options`: Stream's."""
+    encoder = encoder_for(processor, image[None], getattr(model.config, "chat_form", "turns"))
+    stream = Stream(model, encoder, processor.image_processor, 1, **options)
+    stream.begin(0, encoder.system(PROACTIVE_SYSTEM))
+    return stream
+
+
 def question_at(text: str) -> tuple[float, str]:
     """`12.5:Who came in?` as (12.5, "Who came in?")."""
     at, _, words = text.partition(":")
@@ -178,9 +186,7 @@ def run(args) -> int:
         first = next(seen, None)
         if first is None:
             raise UserError(f"{args.video} holds no frame at intervals of {args.interval:g} s: give a smaller --interval.")
-        encoder = encoder_for(processor, first[1][None], getattr(model.config, "chat_form", "turns"))
-        stream = Stream(model, encoder, processor.image_processor, 1, limit=args.context, ahead=not args.no_ahead, graphs=args.graphs)
-        stream.begin(0, encoder.system(PROACTIVE_SYSTEM))
+        stream = session(model, processor, first[1], limit=args.context, ahead=not args.no_ahead, graphs=args.graphs)
         if args.speed and sys.stdin and sys.stdin.isatty():  # what is typed while the video plays is asked with the next frames
             threading.Thread(target=lambda: [questions.append((0.0, line.strip())) for line in sys.stdin if line.strip()], daemon=True).start()
         for said in watch(stream, chain([first], seen), questions, args.interval, args.frames_per_turn, args.max_new_tokens):

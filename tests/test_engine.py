@@ -11,7 +11,7 @@ from mmduet2kit.dialogue import NO_REPLY, PROACTIVE_SYSTEM, Dialogue, Turn
 from mmduet2kit.engines import Session, StreamEngine
 from mmduet2kit.errors import UserError
 from mmduet2kit.model import load, pixels
-from mmduet2kit.stream import Greedy, Sampler, Stream, run
+from mmduet2kit.stream import Greedy, Sampler, Spoken, Stream, run
 
 from played import frames_for, full_logits, random_dialogue, teach_silence
 from tiny_models import tiny_folder  # noqa: F401
@@ -61,6 +61,31 @@ def test_verified_silence_is_what_would_have_been_decoded(taciturn, how, most):
         assert stream.counts["accepted"] == stream.counts["silent"] > 0
         assert stream.counts["decisions"] > stream.counts["silent"]  # both ways were tried
         assert stream.counts["forwards"] < plain.counts["forwards"]
+
+
+@pytest.mark.parametrize("most", [1, 8])  # 1: the cap ends a turn within NO REPLY
+@pytest.mark.parametrize("how", CHOICES)
+def test_the_probability_of_speaking_is_that_of_a_full_forward(taciturn, how, most):
+    """At each turn, whatever was said: log P(NO REPLY and the end token) by transformers' own forward over the session so far."""
+    dialogues, frames = cases(11)
+    said, stream = play(taciturn, dialogues, frames, CHOICES[how], most)
+    encoder, spoke = stream.encoder, []
+    for dialogue, images, row in zip(dialogues, frames, said, strict=True):
+        ids, answers, seen = encoder.system(START), iter(row), 0
+        for turn in dialogue.turns:
+            ids, seen = ids + encoder.user(turn), seen + len(turn.frames)
+            if turn.frames:
+                one, ids = next(answers), ids + encoder.header
+                logits = full_logits(*taciturn, ids + encoder.silence, images[:seen], encoder.image_pad)
+                logps = (logits / CHOICES[how]().temperature).log_softmax(-1)
+                expected = sum(float(logps[len(ids) - 1 + k, token]) for k, token in enumerate(encoder.silence))
+                assert one.silence == pytest.approx(expected, abs=1e-4)
+                assert one.speaking == pytest.approx(1 - np.exp(expected), abs=1e-4)
+                spoke.append(one.text != NO_REPLY)
+                ids += one.ids + encoder.closing(one.ids)
+    assert len(spoke) > 10 and set(spoke) == ({True, False} if most > 1 else {True})
+    plain, _ = play(taciturn, dialogues, frames, CHOICES[how], most, ahead=False)
+    assert {one.speaking for row in plain for one in row} == {None} and Spoken(score=0.7).speaking == 0.7
 
 
 @pytest.mark.parametrize("ahead", [True, False])

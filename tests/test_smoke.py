@@ -42,6 +42,19 @@ def test_smoke_numbers_never_stand_beside_the_papers():
     assert not re.search(r"""(src|href)=["']?https?:|url\(["']?https?:|@import""", page)  # one file, no network
 
 
+PLAYED = {"04": ["reward: score 4 at 3 s, score 2 at 6 s, score 0 at 8 s; PAUC 21.9.", "A rollout over two gold spans."],
+          "05": ["The group of the SFT model.", "The group of the RL model, on the same prompt.", "Prompt 1, the rl model."],
+          "06": ["watched by base, sft, rl.", "dotted: the onsets", "the probability of speaking is 0.", ".mp4. "]}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", PLAYED)
+def test_what_can_be_played_with_stands_as_a_picture_without_a_kernel(number):
+    (stage,) = (stage for stage in STAGES if stage.startswith(number))
+    pictures = re.findall(r'<img[^>]*alt="([^"]*)"', (RUN / "executed" / f"{stage}.html").read_text())
+    assert all(any(wanted in alt for alt in pictures) for wanted in PLAYED[number])
+    assert "application/vnd.jupyter.widget" not in (RUN / "executed" / f"{stage}.ipynb").read_text()  # nothing that only a kernel shows
+
+
 def test_models_are_ordinary_folders_and_no_stage_left_a_process():
     from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 

@@ -26,10 +26,7 @@ def pauc(span: tuple[float, float], replies: Iterable[tuple[float, float]], max_
     for time, score in points:
         if not 0 <= score <= max_score:
             raise ValueError(f"the score {score} at {time} s is outside [0, {max_score}]")
-    if related_end is not None:
-        before = [score for time, score in points if time <= related_end]
-        points = [p for p in points if p[0] <= related_end or not before or p[1] >= before[-1]]
-
+    points = points if related_end is None else not_late_worse(points, related_end)
     exact = lambda value: Fraction(float(value))  # noqa: E731
     left, level, area, width = Fraction(0), exact(initial), Fraction(0), exact(end) - exact(start)
     for time, score in points:
@@ -37,3 +34,9 @@ def pauc(span: tuple[float, float], replies: Iterable[tuple[float, float]], max_
         area += (right - left) * level
         left, level = right, exact(score)
     return float((area + (width - left) * level) / (width * exact(max_score)))
+
+
+def not_late_worse(points: list[tuple[float, float]], related_end: float) -> list[tuple[float, float]]:
+    """The benchmark's filter: without what comes after `related_end` (s) and scores lower than the last reply up to it."""
+    before = [score for time, score in points if time <= related_end]
+    return [p for p in points if p[0] <= related_end or not before or p[1] >= before[-1]]
