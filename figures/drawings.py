@@ -135,6 +135,11 @@ def latex(text: str) -> str:
 TEMPLATES.filters["latex"] = latex
 
 
+def strangers(rows: Sequence[Mapping]) -> list[str]:
+    """Models of these rows that the run has not trained: anybody's checkpoints, named owner--name."""
+    return sorted({row["model"] for row in rows if "--" in row["model"] and not row["model"].endswith(":poll")})
+
+
 def beside(run: Run, name: str, title: str, lines: Sequence, columns: Sequence, notes: list[str], file: str = "") -> Table:
     """A table with a paper row and a kit row for every line; tab2_x reads the two table2.csv, unless another `file` is given.
 

@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from mmduet2kit.corpus import benchmarks  # noqa: F401 - it registers its readers
+from mmduet2kit import released  # noqa: F401 - with it all readers are registered
 from mmduet2kit.corpus.readers import READERS
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, read_json, write_atomic, write_csv, write_json

@@ -53,7 +53,8 @@ class Tables:
         """
         coarse, fine = self.profile.video.train_interval, self.profile.video.test_interval
         full, self.rows = full_arm(self.profile), {name: [] for name in COLUMNS}
-        for model in ("base", "sft", "threshold", "rl"):
+        strangers = sorted({p.name.rpartition("-seed")[0] for p in (self.profile.results / "eval").glob("*--*-seed*.json")})  # anybody's checkpoints
+        for model in ("base", "sft", "threshold", "rl", *strangers):
             self._watched(2, model, fine, DOMAINS, {"model": model})
         for label, model in {"rl": full, **{f"rl-{arm}": f"rl-{arm}" for arm in self.profile.ablation.arms}}.items():
             self._watched(6, model, fine, DOMAINS[:2], {"model": label})
@@ -73,8 +74,11 @@ class Tables:
             for task in ("caption", "attribute_qa"):
                 accuracy, n = part.get(task, ("", ""))
                 self.rows["table4"].append(row | {"task": task, "accuracy": accuracy and 100 * accuracy, "n": n})
-        for row, part in self._extra("po", "threshold", "sft", "rl"):
-            self.rows["table5"].append(row | {k: v if k == "n" else 100 * v for k, v in part.items()})
+        for name in ("po", "po_poll"):  # the official polling protocol is beside the kit's only where it was asked for
+            for row, part in self._extra(name, "threshold", "sft", "rl", *strangers):
+                if part or name == "po":
+                    asked = {"model": row["model"] + ":poll"} if name == "po_poll" else {}
+                    self.rows["table5"].append(row | asked | {k: v if k == "n" else 100 * v for k, v in part.items()})
         for name, columns in COLUMNS.items():
             if name == "silence" and not self.rows[name]:
                 continue

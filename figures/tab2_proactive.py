@@ -17,11 +17,12 @@ LINES = [
 def draw(run):
     """Table 2 beside the paper's; below it what only the kit measures: latency, lucky guesses, turns."""
     columns = [(f"[{domain}]", ("pauc", "duplicate"), {"domain": domain}, 1) for domain in DOMAINS]
+    lines = LINES + [(name, None, {"model": name}) for name in drawings.strangers(run.rows("table2.csv"))]
     table = drawings.beside(
         run,
         "tab2_proactive",
         "Table 2. ProactiveVideoQA: PAUC (omega 0.5) / reply duplicates, percent",
-        LINES,
+        lines,
         columns,
         [
             "“-”: fewer than 10 gold turns have more than one reply (Table 2's rule).",
@@ -31,7 +32,7 @@ def draw(run):
     )
     rows = run.rows("table2.csv")
     metrics = ("latency_s", "quantum_s", "lucky_share", "reply_turns")
-    for label, _, kit in LINES:
+    for label, _, kit in lines:
         if kit:
             table.rows.append(
                 [

@@ -17,6 +17,9 @@ def draw(run):
         (name, {"model": model}, {"model": model} if model in ("threshold", "sft", "rl") else None)
         for model, name in names.items()
     ]
+    rows = run.rows("table5.csv")
+    polled = sorted({row["model"] for row in rows if row["model"].endswith(":poll")})
+    lines += [(name, None, {"model": name}) for name in dict.fromkeys([*drawings.strangers(rows), *polled])]
     columns = [
         ("first reply", "accuracy_first_reply", {}, 2),
         ("time", "accuracy_time", {}, 2),
@@ -32,7 +35,8 @@ def draw(run):
         [
             "Kit: videos of the world with a question about one colour; its first answer counts. "
             "first reply: within 2 s of the reply span's middle, whatever it says (the released code's rule; the paper "
-            "names none). time, and time and content: StreamingBench's old and current rule, from the true moment (the onset)."
+            "names none). time, and time and content: StreamingBench's old and current rule, from the true moment (the onset; in StreamingBench's own questions the "
+            "annotated one). “:poll”: asked anew each second by StreamingBench's own protocol."
         ],
     )
 

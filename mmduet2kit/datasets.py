@@ -1,36 +1,47 @@
 """`mmduet2 data`: a profile's dataset; `data check`: what corpora the kit reads, and how well it reads a folder of one; `data
-build`: a dataset from own videos or from a corpus."""
+build`: a dataset from own videos, a corpus or a benchmark; `data join`: several built datasets as one; `data look`, `card`,
+`export`: a page, a card, a copy to publish."""
 
+import glob
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from .corpus import benchmarks  # noqa: F401 - it registers its readers
+from . import __version__
 from .corpus.annotate import get_annotator
 from .corpus.build import Dataset, build
 from .corpus.pipeline import VIDEOS, Plan, build_corpus, join, own_videos
 from .corpus.readers import READERS, Bad, Clip
 from .doctor import unmeasured
 from .errors import UserError
-from .files import read_json
+from .files import read_json, write_json
+from .joined import join_datasets
 from .manifest import cores
-from .profile import add_profile_arguments, load_profile
+from .profile import add_profile_arguments, load_profile, share
 from .progress import lines
+from .released import build_released
+from .report import script
 from .score import judge_of
 
 from illustrate import table1  # isort: skip - of figures/, which doctor makes importable
 
+SHOW = ("look", "card", "export")  # what is done with a dataset that is there
+
 
 def add_arguments(parser) -> None:
-    parser.add_argument("action", nargs="?", choices=("make", "check", "build"), default="make",
-                        help="make the profile's data (default), check a corpus, or build a dataset from videos")  # fmt: skip
-    parser.add_argument("folder", nargs="?", type=Path, help="of videos, or where a corpus was unpacked (check without: the list of corpora)")
+    parser.add_argument("action", nargs="?", choices=("make", "check", "build", "join", *SHOW), default="make",
+                        help="make the profile's data (default), check a corpus, build a dataset from videos, join built ones, look at one, write its card, export it")  # fmt: skip
+    parser.add_argument("folder", nargs="?", type=Path, help="of videos, where a corpus was unpacked (check without: the list of corpora), or of a dataset; join: the new one")
+    parser.add_argument("datasets", nargs="*", type=Path, help="join: the built datasets; export: the copy's folder")
     parser.add_argument("--corpus", choices=sorted(READERS), help="which one it is (build without: own videos)")
     build_group = parser.add_argument_group("build")
-    build_group.add_argument("--out", type=Path, help="the dataset's folder")
+    build_group.add_argument("--out", type=Path, help="the dataset's folder (look, card: the file to write)")
     build_group.add_argument("--annotator", choices=("llm", "template"), default="llm", help="who writes captions and questions (default: llm)")
     build_group.add_argument("--domain", choices=("web", "ego"), default="web", help="of own videos (default: web)")
-    build_group.add_argument("--shard", default="0/1", metavar="I/N", help="this machine's part of the work, from 0/N to N-1/N (default: 0/1)")
+    build_group.add_argument("--shard", type=share, default="0/1", metavar="I/N", help="this machine's part of the work, from 0/N to N-1/N (default: 0/1)")
     build_group.add_argument("--workers", type=int, default=cores(), help="processes that decode (default: one a core)")
+    parser.add_argument("--count", type=int, default=12, help="look: how many dialogues (default: 12)")
+    parser.add_argument("--pictures", choices=("jpeg", "png"), default="jpeg", help="export: PNG loses nothing and takes several times as much (default: jpeg)")
     add_profile_arguments(parser, seeded=False)
 
 
@@ -40,8 +51,14 @@ def run(args) -> None:
         return check(args.folder, args.corpus)
     if args.action == "build":
         return build_dataset(args)
+    if args.action in SHOW:
+        return show(args)
+    if args.action == "join":
+        if not args.folder:
+            raise UserError("give the new dataset's folder and those to be joined: mmduet2 data join datasets/all datasets/ego datasets/bench.")
+        return tell(join_datasets(args.folder, args.datasets))
     if args.folder or args.corpus or args.out:
-        raise UserError("mmduet2 data makes a profile's data and takes no folder: say `check` or `build` before it, or leave it out.")
+        raise UserError("mmduet2 data makes a profile's data and takes no folder: say `check`, `build` or `join` before it, or leave it out.")
     profile = load_profile(args.profile)
     if profile.dataset:
         dataset = Dataset(profile.data)
@@ -49,7 +66,29 @@ def run(args) -> None:
         print("; ".join([f"The dataset {profile.data} is used as it is", *unmeasured(dataset)]) + ".")
     else:
         dataset = build(profile, profile.data, lines)
+        about(profile, profile.data, "procedural", "template")
     table1(profile, dataset, profile.results / "table1.csv")
+
+
+def show(args) -> None:
+    """`mmduet2 data look | card | export`: the page, the card, the copy of a dataset."""
+    if not (args.folder and args.folder.is_dir()):
+        raise UserError(f"{args.folder}: give the folder of a dataset that is there.")
+    if args.action == "export":
+        from .export import export  # only here: it imports datasets and pyarrow
+
+        path = export(args.folder, next(iter(args.datasets), args.out), args.pictures, args.workers)
+    else:
+        page = script("dataset")
+        path = page.look(args.folder, args.out, args.count) if args.action == "look" else page.card(args.folder, args.out)
+    print(f"written: {path}")
+
+
+def about(profile, folder: Path, corpus: str, annotator: str, **more) -> None:
+    """Write about.json: from what and with what a dataset was made, for its card."""
+    settings = {name: getattr(profile, name).model_dump(mode="json") for name in ("video", "dialogue")}
+    source = {"corpus": corpus, "annotator": annotator, "kit": __version__, "profile": profile.name, "settings": settings}
+    write_json(folder / "about.json", {"sources": [source | more]})
 
 
 def check(folder: Path | None, corpus: str | None) -> None:
@@ -79,22 +118,21 @@ def check(folder: Path | None, corpus: str | None) -> None:
 
 def build_dataset(args) -> None:
     """`mmduet2 data build DIR --out DATASET`: this machine's shards; the dataset is put together once all shards are there."""
-    index, _, count = args.shard.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise UserError(f"--shard {args.shard!r}: give this machine's number and how many there are, from 0/4 to 3/4.")
-    if args.corpus and READERS[args.corpus].gives != "clips":
-        raise UserError(f"{args.corpus} holds {READERS[args.corpus].gives}, of which no dataset is built: choose from "
-                        f"{', '.join(name for name, one in READERS.items() if one.gives == 'clips')}.")
+    if args.corpus == "mmduet2-data":
+        return build_release(args)
+    gives = READERS[args.corpus].gives if args.corpus else "clips"
     if not (args.folder and args.folder.is_dir() and args.out):
         raise UserError(f"{args.folder}: give a folder of videos that is there, and --out, the dataset's folder.")
     profile = load_profile(args.profile)
-    plan, out = Plan(profile, args.annotator), args.out
+    annotator, judge, out = None, None, args.out
+    plan = Plan(profile, args.annotator if gives == "clips" else gives)
     out.mkdir(parents=True, exist_ok=True)
-    annotator = get_annotator(args.annotator, out / "annotations.sqlite")
+    if gives == "clips":
+        annotator, judge = get_annotator(args.annotator, out / "annotations.sqlite"), judge_of(profile, out / "judgements.sqlite")
     clips = READERS[args.corpus].read(args.folder) if args.corpus else own_videos(args.folder, args.domain)
-    judge = judge_of(profile, out / "judgements.sqlite")
+    clips = asked(args.corpus, clips, args.folder) if gives == "records" else clips
     say = lambda shards, seen: print(f"building: {shards} shards, {seen} clips", flush=True)  # noqa: E731
-    shards = build_corpus(plan, annotator, judge, clips, args.folder, out, part=(int(index), int(count)), workers=args.workers, progress=say)
+    shards = build_corpus(plan, annotator, judge, clips, args.folder, out, part=args.shard, workers=args.workers, progress=say)
     if not shards:
         raise UserError(f"{args.folder} holds no videos ({', '.join(VIDEOS)}): give their folder.")
     missing = sum(not shard.is_dir() for shard in shards)
@@ -102,9 +140,37 @@ def build_dataset(args) -> None:
         print(f"{len(shards) - missing} of {len(shards)} shards are there; the dataset is put together when the other parts are done.")
         return
     join(plan, out, shards)
-    counts = {name: sum(1 for _ in open(out / f"{name}.jsonl")) for name in (f"sft_{profile.video.train_interval:g}s", f"rl_{profile.video.train_interval:g}s", "dev", "test")}
-    print(f"{out}: " + ", ".join(f"{many} {name}" for name, many in counts.items()))
-    for rule in (row for row in read_json(out / "ledger.json") if row["out"] < row["in"]):
-        print(f"left out by '{rule['rule']}': {rule['in'] - rule['out']} of {rule['in']}, for example {rule['examples'][0]['item'][:60]}: {rule['examples'][0]['reason'][:80]}")
+    about(profile, out, args.corpus or "own videos", annotator.name if annotator else "", **({"model": annotator.endpoint.model} if plan.annotator == "llm" else {}))
+    tell(out)
     if counts_of := dict(getattr(annotator, "counts", {})):
         print("annotator: " + ", ".join(f"{name} {many}" for name, many in sorted(counts_of.items())))
+
+
+def build_release(args) -> None:
+    """`mmduet2 data build FOLDER --corpus mmduet2-data`: the authors' dialogues with their pictures (released.py); one machine makes all."""
+    if not (args.folder and args.folder.is_dir() and args.out) or args.shard != (0, 1):
+        raise UserError(f"{args.folder}: give the folder of the release, --out, the dataset's folder, and no --shard: --workers share this corpus.")
+    profile, samples = load_profile(args.profile), READERS[args.corpus].read(args.folder)
+    counts = build_released(samples, args.folder, args.out, profile.video.visual_tokens, args.workers, lambda seen: print(f"building: {seen} rows", flush=True))
+    about(profile, args.out, args.corpus, "")
+    tell(args.out)
+    if not any(counts.values()):
+        raise UserError(f"Nothing of {args.folder} could be used; {args.out / 'ledger.json'} says why.")
+
+
+def asked(corpus: str, records: Iterator[dict | Bad], folder: Path) -> Iterator[Clip | Bad]:
+    """A benchmark's questions as clips, each about a video; StreamingBench's own file names videos from the folder it is run in."""
+    for one in records:
+        if isinstance(one, dict) and corpus == "streamingbench" and not (folder / one["video"]).is_file():
+            found = sorted(folder.glob(f"**/{glob.escape(one['video'])}"))
+            one["video"] = str(found[0].relative_to(folder)) if found else one["video"]
+        yield one if isinstance(one, Bad) else Clip(one["question_id"], corpus, one["video"], one["domain"], record=one)
+
+
+def tell(dataset: Path) -> None:
+    """How many rows a dataset has, file by file, and what each rule left out."""
+    lines = {path.stem: sum(1 for _ in open(path, "rb")) for path in sorted(dataset.glob("*_*.jsonl")) if "scenes" not in path.name}
+    counts = lines | {split: len(read_json(dataset / f"{split}.json")) for split in ("dev", "test")}
+    print(f"{dataset}: " + ", ".join(f"{many} {name}" for name, many in counts.items()))
+    for rule in (row for row in read_json(dataset / "ledger.json") if row["out"] < row["in"]):
+        print(f"left out by '{rule['rule']}': {rule['in'] - rule['out']} of {rule['in']}, for example {rule['examples'][0]['item'][:60]}: {rule['examples'][0]['reason'][:80]}")

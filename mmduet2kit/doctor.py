@@ -89,12 +89,13 @@ def weights(profile: Profile) -> Line:
     from huggingface_hub import try_to_load_from_cache
 
     name = profile.model.path
+    repository, _, revision = name.partition("@")
     try:
-        found = f"{name}/config.json" if Path(name).is_dir() else try_to_load_from_cache(name, "config.json")
+        found = f"{name}/config.json" if Path(name).is_dir() else try_to_load_from_cache(repository, "config.json", revision=revision or None)
     except ValueError:  # no name that the hub could have
         found = name
     if not isinstance(found, str):
-        return WARNING, (f"weights: {name} is not on this machine; they are downloaded at first use (huggingface-cli download {name}), "
+        return WARNING, (f"weights: {name} is not on this machine; they are downloaded at first use (hf download {repository}{revision and ' --revision '}{revision}), "
                          f"{2 * sum(parameters(profile.model).values()) / 1e9:.0f} GB")  # fmt: skip
     if not Path(found).is_file():
         return STOP, f"weights: {name!r} is neither a folder with a config.json nor a name on the hub: mend model.path"

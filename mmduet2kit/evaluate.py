@@ -1,7 +1,12 @@
-"""Proactive evaluation by a push protocol (one decision a turn, nothing leaks into the poll) and the offline check."""
+"""Proactive evaluation by the push protocol, StreamingBench's poll beside it (protocols.py), and the offline check.
+
+What `mmduet2 evaluate` does with it is in evaluation.py.
+"""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -10,15 +15,15 @@ import numpy as np
 import torch
 
 from .corpus.build import Dataset
-from .corpus.dialogues import from_benchmark
 from .corpus.films import load_scenes
 from .corpus.world import facts
 from .dialogue import NO_REPLY, Dialogue
-from .engines import Session, StreamEngine, VLLMEngine
+from .engines import Session, StreamEngine
 from .errors import UserError
-from .files import read_json, sha256_file, write_csv, write_json, write_jsonl
-from .model import encoder_for, load_to_play
-from .profile import Profile, add_profile_arguments, load_profile, positive
+from .files import read_json, write_csv
+from .model import encoder_for
+from .profile import Profile
+from .protocols import official, poll, push
 from .score import judge_of, score_question, totals
 from .score.streamingbench import all_rules
 from .stream import Greedy, Spoken
@@ -48,7 +53,12 @@ class Evaluator:
         self.judge = judge_of(profile)
 
     def dialogue(self, record: dict, interval: float) -> Dialogue:
-        return from_benchmark(record, interval, self.profile.video.test_frames_per_turn[record["domain"]])
+        return push(record, interval, self.profile.video.test_frames_per_turn[record["domain"]])
+
+    def poll(self, records: Sequence[dict], interval: float) -> list[Watched]:
+        """StreamingBench's own protocol (protocols.py): the answer of the first poll that said yes; `decisions` are polls."""
+        ask = lambda dialogues: [said for (said,) in self._play(dialogues, self.profile.evaluate.batch)]  # noqa: E731
+        return [Watched(record, *found) for record, found in zip(records, poll(records, interval, ask))]
 
     def watch(self, records: Sequence[dict], interval: float, batch: int | None = None, thresholds=None) -> list[Watched]:
         """Play every record to the model, greedy; `thresholds` (one a record) overrides the model's own."""
@@ -85,12 +95,17 @@ class Evaluator:
 
     def score(self, watched: Sequence[Watched], onsets: dict | None = None) -> list[dict]:
         """One row a record with the sums of per_video.csv; latency only where `onsets` are given."""
-        return [self._row(w, onsets) for w in watched]
+        with ThreadPoolExecutor(self.judge.parallel) as pool:
+            rows = list(pool.map(lambda w: self._row(w, onsets), watched))
+        counts = getattr(self.judge.judge, "counts", Counter())
+        if counts["asked"] and counts["asked"] == counts["failed"] and not counts["from_cache"]:
+            raise UserError(f"the judge gave no answer to any of {counts['asked']} questions: see that it is up, and start again; predictions are kept.")
+        return rows
 
     def _row(self, watched: Watched, onsets: dict | None) -> dict:
         record = watched.record
         asked = [(c["time"], c["content"]) for c in record["conversation"]]
-        gold = [(*a["reply_timespan"], a["content"], a["related_timespan"][1]) for a in record["answer"]]
+        gold = [(*a["reply_timespan"], a["content"], a["related_timespan"][1]) for a in record["answer"] if not official(record)]
         sums = totals(score_question(gold, watched.replies, self.judge, "evaluator", questions=asked))
         row = {"question_id": record["question_id"], "decisions": watched.decisions}
         row |= {key: sums[key] for key in ("spans", "pauc_sum", "dup_spans", "dup_sum", "multi_spans")}
@@ -115,13 +130,17 @@ class Evaluator:
             right["caption" if dialogue.kind == "offline-caption" else "attribute_qa"].append(same)
         return {task: (float(np.mean(hits)), len(hits)) for task, hits in right.items() if hits}
 
-    def proactive_output(self, onsets: dict) -> dict[str, float]:
-        """Table 5's stand-in: StreamingBench's rules on the PO videos; the moment that it annotates is here the onset."""
+    def proactive_output(self, watched: Sequence[Watched], onsets: dict | None) -> dict[str, float]:
+        """Table 5: StreamingBench's rules. Procedural PO videos stand in for its own: the moment that it annotates is their onset."""
         items = []
-        for w in self.watch(self.records("test", "PO"), self.profile.video.test_interval):
+        for w in watched:
             (start, end), gold = w.record["answer"][0]["reply_timespan"], w.record["answer"][0]["content"]
-            ((colour, shape, _),) = facts(gold)
-            items.append((0.0, (start + end) / 2, onsets[w.record["video"], start], f"{colour} {shape}", w.replies))
+            if official(w.record):
+                asked, moment, output = (w.record[key] for key in ("time_stamp", "ground_truth_time_stamp", "ground_truth_output"))
+            else:
+                ((colour, shape, _),) = facts(gold)
+                asked, moment, output = 0.0, onsets[w.record["video"], start], f"{colour} {shape}"
+            items.append((asked, (start + end) / 2, moment, output, w.replies))
         return all_rules(items, self.profile.evaluate.po_window)
 
     def wall_time(self, records: Sequence[dict], interval: float, ahead: bool = False) -> dict:
@@ -186,8 +205,10 @@ def choose_threshold(evaluator: Evaluator, out: Path, seed: int) -> float:
     """Best PAUC on development videos over a grid of thresholds; the whole sweep goes to `out` (threshold_sweep.csv)."""
     grid = [float(x) for x in np.linspace(0, 1, evaluator.profile.evaluate.thresholds + 2)[1:-1]]
     rows, sums = [], {threshold: np.zeros(2) for threshold in grid}
-    for domain in evaluator.dataset.domains("dev"):
-        records = evaluator.records("dev", domain, evaluator.profile.evaluate.dev_videos)
+    watched = {domain: evaluator.records("dev", domain, evaluator.profile.evaluate.dev_videos) for domain in evaluator.dataset.domains("dev")}
+    if not watched:
+        raise UserError(f"{evaluator.dataset.folder} has no development videos, on which the threshold is chosen: join it with training data (mmduet2 data join).")
+    for domain, records in watched.items():
         many = [g for g in grid for _ in records]  # every threshold is one more session of the same batch
         interval = evaluator.profile.video.test_interval
         scored = evaluator.score(evaluator.watch(records * len(grid), interval, 2 * evaluator.profile.evaluate.batch, many))
@@ -200,82 +221,3 @@ def choose_threshold(evaluator: Evaluator, out: Path, seed: int) -> float:
     best = max(grid, key=lambda g: sums[g][0] / sums[g][1])
     write_csv(out, [row | {"chosen": int(row["threshold"] == best)} for row in rows])
     return best
-
-
-def add_arguments(parser) -> None:
-    add_profile_arguments(parser)
-    parser.add_argument("--model", default="rl", help="base, sft, threshold, rl, rl-no_rep, sft-1s, ... (default: rl)")
-    parser.add_argument("--domains", default="", help="by commas (default: all of the test videos', PO apart)")
-    parser.add_argument("--intervals", default="", help="seconds between frames, by commas (default: the profile's)")
-    parser.add_argument("--engine", choices=("stream", "vllm"), default="stream", help="who generates (default: stream)")
-    parser.add_argument("--extras", default="", help="any of offline,po,speed,ahead by commas (ahead: speed with NO REPLY verified)")
-
-
-def lacking(dataset: Dataset, model: str, tests: Sequence[str], domains: Sequence[str]) -> dict[str, str]:
-    """{what cannot be measured: what a dataset with the test domains `tests` lacks for it}: the model, domains, extras."""
-    of = {domain: domain for domain in domains} | {"po": "PO", "speed": "WEB", "ahead": "WEB"}
-    lost = {name: f"test videos of {domain}" for name, domain in of.items() if domain not in tests}
-    lost |= {name: file for name, file in (("po", "onsets/test.json"), ("offline", "offline_test.jsonl")) if not dataset.has(file)}
-    return lost if model != "threshold" or dataset.domains("dev") else lost | {model: "development videos (dev.json) to choose its threshold on"}
-
-
-def run(args) -> None:
-    """`mmduet2 evaluate`: results/eval/<model>-seed<k>.json and the predictions in the upstream schema beside it."""
-    profile, seed = load_profile(args.profile), args.seed
-    dataset, folder = Dataset(profile.data), profile.model_dir(args.model, args.seed)
-    extras, stored = set(filter(None, args.extras.split(","))), min(profile.video.intervals)
-    known, tests = profile.video.test_frames_per_turn, dataset.domains("test")
-    domains = [*dict.fromkeys(args.domains.split(","))] if args.domains else [name for name in tests if name != "PO"]
-    if unknown := (set(domains) - set(known)) or extras - {"offline", "po", "speed", "ahead"}:
-        raise UserError(f"There is no {min(unknown)!r} to evaluate: domains are {', '.join(sorted(known))}; extras offline, po, speed, ahead.")
-    lacks = lacking(dataset, args.model, tests, domains)
-    for name in (name for name in (args.model, *domains, *sorted(extras)) if name in lacks):
-        print(f"{name}: NOT RUN, as {dataset.folder} has no {lacks[name]}.")
-    if args.model in lacks:
-        return
-    domains, extras = [name for name in domains if name not in lacks], extras - lacks.keys()
-    try:
-        intervals = [positive(text) for text in (args.intervals or str(profile.video.test_interval)).split(",")]
-        if any(abs(interval / stored - round(interval / stored)) > 1e-6 for interval in intervals):
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--intervals {args.intervals!r}: give multiples of {stored:g} s, by commas.") from None
-    model, processor = load_to_play(profile, folder)
-    engine = VLLMEngine(folder, profile.model.dtype) if args.engine == "vllm" else None
-    evaluator = Evaluator(profile, dataset, model, processor, engine=engine)
-    weights = [dataset.key, *(sha256_file(path) for kind in ("*.safetensors", "*.pt") for path in sorted(folder.glob(kind)))]
-    out = {"model": args.model, "seed": seed, "weights": weights, "proactive": []}
-    if args.model == "threshold":
-        evaluator.head = load_head(folder, model.config.text_config.hidden_size).to(model.device, model.dtype)
-        evaluator.threshold = choose_threshold(evaluator, profile.results / f"threshold_sweep_seed{seed}.csv", seed)
-        out["threshold"] = evaluator.threshold
-    onsets = load_onsets(dataset.folder) if dataset.has("onsets/test.json") else None  # real videos have none: latency stays empty
-    place = profile.results / "eval"
-    for interval in intervals:
-        for domain in domains:
-            before = evaluator.engine.counts["tokens"]
-            watched = evaluator.watch(evaluator.records("test", domain), interval)
-            rows = evaluator.score(watched, onsets)
-            found = pooled(rows, profile.evaluate.reply_every_turn_budget)
-            found["quantum_s"] = interval * profile.video.test_frames_per_turn[domain]
-            seconds = found["quantum_s"] * sum(w.decisions for w in watched)
-            found["tokens_per_min"] = 60 * (evaluator.engine.counts["tokens"] - before) / seconds
-            out["proactive"].append({"domain": domain, "interval": interval, "rows": rows, "pooled": found})
-            name = f"{args.model}-seed{seed}-{domain}-{interval:g}s.jsonl"
-            write_jsonl(place / "predictions" / name, map(to_prediction, watched))
-            print(f"evaluated {domain} at {interval:g} s: PAUC {found['pauc']:.1f}, {found['reply_turns']:.1f} replies")
-    if "offline" in extras:
-        out["offline"] = evaluator.offline("test")
-    if "po" in extras:
-        out["po"] = evaluator.proactive_output(onsets)
-    for name in ("speed", "ahead"):
-        if name in extras:
-            records = evaluator.records("test", "WEB", profile.evaluate.speed_videos)
-            out[name] = evaluator.wall_time(records, profile.video.test_interval, name == "ahead")
-    out["engine"] = {"name": args.engine, **evaluator.engine.counts}
-    file = place / f"{args.model}-seed{seed}.json"
-    if file.exists() and (before := read_json(file)).get("weights") == out["weights"]:  # what was not measured now stays
-        new = {(part["domain"], part["interval"]) for part in out["proactive"]}
-        out["proactive"] += [part for part in before["proactive"] if (part["domain"], part["interval"]) not in new]
-        out = before | out
-    write_json(file, out)

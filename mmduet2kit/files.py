@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .errors import UserError
@@ -62,6 +62,14 @@ def read_jsonl(path: Path | str) -> list[dict]:
     """Read one JSON object a line; a broken line raises UserError naming it."""
     lines = enumerate(_text(path).split("\n"), start=1)  # JSON may hold other ends of lines
     return [_parsed(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+
+
+def each_row(path: Path | str) -> Iterator[dict]:
+    """The rows of a JSONL file, one after another: memory holds one."""
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _parsed(line, f"{path}, line {number}")
 
 
 class Lines(Sequence):

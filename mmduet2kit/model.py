@@ -1,6 +1,7 @@
 """Qwen2.5-VL of any size, its processor and tokenizer, as ordinary Hugging Face folders."""
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -101,8 +102,23 @@ def save(model, processor, folder: Path | str, dtype: str = "float32", state: di
     return folder
 
 
+def _snapshot(name: str) -> str:
+    """The hub's files of `owner/name` or `owner/name@revision` as a folder: downloaded now, or what its cache holds."""
+    name, _, revision = name.partition("@")
+    at = {"revision": revision or None}
+    cached = isinstance(hub.try_to_load_from_cache(name, "config.json", **at), str)
+    if not cached:
+        hub.file_exists(name, "config.json", **at)  # raises at once when the hub is out of reach
+    try:
+        return hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], **at)
+    except Exception:
+        if not cached:
+            raise
+        return hub.snapshot_download(name, local_files_only=True, **at)
+
+
 def _loaded(what: str, folder: Path | str, get: Callable):
-    """get(), every failure of which is a UserError: what transformers raises for damaged files is of many kinds."""
+    """get(folder, a hub's name's too), every failure of which is a UserError: what transformers raises for damaged files is of many kinds."""
     here, parts = Path(folder).is_dir(), Path(folder).parts
     if not here and parts[:1] == ("runs",):
         raise UserError(f"There is no model in {folder} yet: make it first (notebook 03 or 05; mmduet2 base, sft, grpo).")
@@ -110,28 +126,40 @@ def _loaded(what: str, folder: Path | str, get: Callable):
         raise UserError(f"No {what} could be loaded from {folder}: that folder does not exist.")
     try:
         hub.logging.set_verbosity_error()
-        if not here and not isinstance(hub.try_to_load_from_cache(str(folder), "config.json"), str):
-            hub.file_exists(str(folder), "config.json")  # raises at once when the hub is out of reach; transformers tries for half a minute
-        return get()
+        return get(folder if here else _snapshot(str(folder)))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         advice = "mend that folder or make it anew" if here else "no such folder is here; check the name, and that the hub can be reached"
         raise UserError(f"No {what} could be loaded from {folder} ({reason}): {advice}.") from None
 
 
+def fetched(name: Path | str) -> Path:
+    """The folder of a model: itself, or the hub's snapshot of owner/name[@revision]; UserError when there is none."""
+    return _loaded("model", name, Path)
+
+
+def safe_name(model: str) -> str:
+    """A name for result files of a checkpoint that is not the run's: the last two parts of its folder or hub name, never a run's own."""
+    return re.sub(r"[^\w.-]+", "-", "--".join(Path(os.path.abspath(model)).parts[-2:]))
+
+
 def load_model(folder: Path | str, dtype: str = "float32", attention: str = "sdpa"):
-    """The model of a Hugging Face folder or hub name; UserError when there is none. attention: see `attention_for`."""
+    """The model of a Hugging Face folder or hub name, in the published key layouts too; UserError when there is none, or when weights
+    are missing or unknown. attention: see `attention_for`."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, logging
 
     logging.disable_progress_bar()  # it fills logs, and in notebooks it leaves widgets behind
     attention = attention_for(attention)
     kind = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
 
-    def get():
+    def get(folder):
         config = Qwen2_5_VLConfig.get_config_dict(folder)[0]  # without one, transformers would build its default: billions
         if config.get("model_type") != "qwen2_5_vl" or "vision_config" not in config:
             raise ValueError("its config.json is not a Qwen2.5-VL's")
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **kind)
+        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kind)
+        wrong = {"missing": info["missing_keys"], "unknown": (key for key in info["unexpected_keys"] if not key.startswith("threshold_head."))}
+        if wrong := [f"{kind} {key}" for kind, keys in wrong.items() for key in sorted(keys)]:  # transformers makes up what is missing
+            raise ValueError(f"its weights are not a whole Qwen2.5-VL's: {wrong[0]}, and {len(wrong) - 1} more")
         if attention == "sdpa":
             model.model.visual.config._attn_implementation = WINDOWS
         return model
@@ -154,13 +182,18 @@ def load_processor(folder: Path | str):
     """The processor (tokenizer, image processor, chat template) of a Hugging Face folder or hub name."""
     from transformers import AutoProcessor
 
-    def get():
+    def get(folder):
         processor = AutoProcessor.from_pretrained(folder)
         if processor.tokenizer.decode(processor.tokenizer.encode("NO REPLY<|im_end|>")) != "NO REPLY<|im_end|>":
             raise ValueError("its tokenizer cannot write NO REPLY and the end of a turn: is tokenizer.json there?")
         return processor
 
     return _loaded("processor", folder, get)
+
+
+def checkpoint(profile: Profile, name: str, seed: int) -> tuple[Path, str]:
+    """(folder, name for result files) of one of the run's models, or with a slash of anybody's: a folder, or owner/name[@revision] on the hub."""
+    return (fetched(name), safe_name(name)) if "/" in name else (profile.model_dir(name, seed), name)
 
 
 def freeze_vision(model) -> None:

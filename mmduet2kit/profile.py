@@ -287,6 +287,14 @@ def positive(text: str) -> float:
     return float(text)
 
 
+def share(text: str) -> tuple[int, int]:
+    """An argument that says which part of the work is done here: "i/N", from 0/N to N-1/N."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard {text!r}: give this part's number and how many there are, from 0/4 to 3/4.")
+    return int(index), int(count)
+
+
 def seed(text: str) -> int:
     """An argument that must be a whole number from 0."""
     if not 0 <= int(text) < 2**31:

@@ -33,9 +33,14 @@ def redraw(data: Path | str, out: Path | str) -> list[Path]:
     Two runs over the same files write the same bytes. Missing input gives drawings that say NOT RUN.
     """
     paths = [path for script in scripts().values() for path in script.draw(Path(data), Path(out))]
-    return [*paths, importlib.import_module("claims").write_claims(data, Path(out) / "claims.json")]
+    return [*paths, script("claims").write_claims(data, Path(out) / "claims.json")]
+
+
+def script(name: str) -> ModuleType:
+    """A module of figures/, imported."""
+    return importlib.import_module(name)
 
 
 def write_report(run_dir: Path | str) -> Path:
     """Judge, draw and write claims.json, figures/ and report.html into runs/<profile> (figures/page.py); its path."""
-    return importlib.import_module("page").write_report(run_dir)
+    return script("page").write_report(run_dir)

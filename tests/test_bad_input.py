@@ -151,18 +151,24 @@ def test_a_hub_name_out_of_reach_is_one_sentence_without_retries(tmp_path):
 
 
 def test_a_hub_out_of_reach_is_not_tried_again_and_again(tmp_path, monkeypatch):
-    def unreachable(*_):
+    def unreachable(*_, **at):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(model.hub, "file_exists", unreachable)
     with pytest.raises(UserError, match=r"from m/nowhere \(no route\): no such folder is here"):
-        model._loaded("model", "m/nowhere", lambda: pytest.fail("transformers, which tries for half a minute, was asked"))
+        model._loaded("model", "m/nowhere", lambda _: pytest.fail("transformers, which tries for half a minute, was asked"))
 
 
 def test_a_hub_name_on_this_disk_does_not_need_the_hub(monkeypatch):
-    monkeypatch.setattr(model.hub, "try_to_load_from_cache", lambda *_: "/a/config.json")
+    def snapshot(name, local_files_only=False, **at):
+        if not local_files_only:
+            raise ConnectionError("no route")
+        return f"/cache/{name}"
+
+    monkeypatch.setattr(model.hub, "try_to_load_from_cache", lambda *_, **at: "/a/config.json")
     monkeypatch.setattr(model.hub, "file_exists", None)
-    assert model._loaded("model", "m/cached", lambda: "loaded") == "loaded"
+    monkeypatch.setattr(model.hub, "snapshot_download", snapshot)
+    assert model._loaded("model", "m/cached", str) == "/cache/m/cached"
 
 
 @pytest.mark.parametrize("name, text, read", [

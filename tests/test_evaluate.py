@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import results
+import tab2_proactive
+import tab5_proactive_output
 from results import Tables
 
-from mmduet2kit import evaluate
+from mmduet2kit import evaluate, evaluation
 from mmduet2kit import model as models
 from mmduet2kit.corpus.dialogues import benchmark_record, from_benchmark
 from mmduet2kit.corpus.films import annotate
@@ -107,6 +109,21 @@ def test_missing_runs_are_not_run(tmp_path, monkeypatch, case):
     assert not (PROFILE.results / "silence.csv").exists()  # tiny does not ask
 
 
+def test_anybodys_checkpoint_and_the_official_poll_have_rows_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    part = {"domain": "WEB", "interval": 1.0, "rows": [], "pooled": {"pauc": 53.0, "duplicate": 6.0, "reply_turns": 1.5, "multi_spans": 20, "status": "ok"}}
+    rules = {"accuracy_first_reply": 0.25, "accuracy_time": 0.5, "accuracy_time_content": 0.125, "n": 8}
+    found = {"proactive": [part], "po": rules, "po_poll": rules | {"accuracy_time": 0.75}}
+    write_json(PROFILE.results / "eval" / "owner--name-seed1.json", found)
+    Tables(PROFILE).write()
+    drawn = {path.name: path.read_text() for path in tab2_proactive.draw(PROFILE.results, tmp_path) + tab5_proactive_output.draw(PROFILE.results, tmp_path)}
+    (line,) = (line for line in drawn["tab2_proactive.md"].splitlines() if line.startswith("| owner--name | kit"))
+    assert "53.0 / 6.0" in line and "NOT RUN" in line
+    rows = {r["model"]: r["accuracy_time"] for r in read_csv(PROFILE.results / "table5.csv") if r["status"] == "ok"}
+    assert rows == {"owner--name": "50.0", "owner--name:poll": "75.0"}
+    assert "| owner--name:poll | kit | 25.00 | 75.00 | 12.50 | 8 |" in drawn["tab5_proactive_output.md"]
+
+
 def test_arms_of_silence_stand_with_their_datas_turns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = load_profile("study@1")
@@ -139,12 +156,13 @@ def test_the_chat_formats_are_compared_seed_by_seed(tmp_path, monkeypatch):
 def test_a_base_model_that_the_profile_names_is_used(monkeypatch):
     model = PROFILE.model.model_copy(update={"path": "somewhere/base-3B"})
     named, asked = PROFILE.model_copy(update={"model": model}), []
-    monkeypatch.setattr(evaluate, "load_profile", lambda name: named)
-    monkeypatch.setattr(evaluate, "Dataset", lambda folder: SimpleNamespace(domains=lambda split: ["WEB"], has=lambda name: True))
-    monkeypatch.setattr(evaluate, "load_to_play", lambda profile, folder: asked.append(str(folder)) or 1 / 0)
+    monkeypatch.setattr(evaluation, "load_profile", lambda name: named)
+    records = [{"domain": "WEB", "answer": []}]
+    monkeypatch.setattr(evaluation, "Dataset", lambda folder: SimpleNamespace(benchmark=lambda split: records, has=lambda name: True))
+    monkeypatch.setattr(evaluation, "load_to_play", lambda profile, folder: asked.append(str(folder)) or 1 / 0)
     for name in ("base", "sft"):
         with pytest.raises(ZeroDivisionError):
-            evaluate.run(SimpleNamespace(profile="any", seed=1, model=name, domains="WEB", intervals="", extras=""))
+            evaluation.run(SimpleNamespace(profile="any", seed=1, model=name, domains="WEB", intervals="", extras="", protocol="push", shard=(0, 1), parallel=1))
     assert asked == ["somewhere/base-3B", "runs/tiny/models/sft-seed1"]
     assert str(PROFILE.model_dir("base", 1)) == "runs/tiny/models/base-seed1"
 

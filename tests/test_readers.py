@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmduet2kit import cli
-from mmduet2kit.corpus import benchmarks
+from mmduet2kit import cli, released
 from mmduet2kit.corpus.readers import READERS, Bad, seconds, sentences
 from mmduet2kit.dialogue import NO_REPLY
 from mmduet2kit.errors import UserError
@@ -75,13 +74,14 @@ def test_benchmarks_become_records_that_score_reads():
 
 
 def test_the_authors_dialogues():
-    (d,), bad = read("mmduet2-data")
-    assert [t.frames for t in d.turns] == [(0, 1), (2, 3)] and d.interval == 2.0 and d.times() == [4.0, 8.0]
+    (one,), bad = read("mmduet2-data")
+    d = one.dialogue
+    assert one.video == "dogs.hdf5" and [t.frames for t in d.turns] == [(0, 1), (2, 3)] and d.interval == 2.0 and d.times() == [4.0, 8.0]
     assert [t.reply for t in d.turns] == [NO_REPLY, "A dog runs in."] and len(bad) == 1  # the forced prefix is no part of it
 
 
 def test_every_reader_says_what_it_was_written_from():
-    assert len(READERS) == 9 and benchmarks
+    assert len(READERS) == 9 and released
     for one in READERS.values():
         assert one.seen in ("SEEN", "DOCUMENTED", "UNVERIFIED") and one.source and one.licence and one.access and one.files
     assert READERS["mmduet2-data"].seen == "UNVERIFIED"

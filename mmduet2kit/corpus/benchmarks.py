@@ -1,16 +1,12 @@
-"""Public benchmarks and the authors' release, from their own published files, as the kit's records and dialogues.
+"""Public benchmarks, from their own published files, as the kit's records.
 
 Records are those of ProactiveVideoQA's schema (upstream 1.1), which `mmduet2 score` and the evaluation read.
 """
 
 import csv
-import re
 from pathlib import Path
 
-from ..dialogue import Dialogue, from_sft_row
 from .readers import _json, files, named, reader, seconds
-
-FORCED = re.compile(r"^I must reply( now)?\.\n")  # upstream: a prefix that SFT masks and inference forces; no part of the reply
 
 
 @reader("proactivevideoqa")
@@ -62,29 +58,3 @@ def streamingbench(folder: Path):
                                     "reply_timespan": [moment, moment]}]}  # fmt: skip
 
             yield name or str(number), make
-
-
-@reader("mmduet2-data")
-def mmduet2_data(folder: Path):
-    """The authors' SFT dialogues; pictures are `<file>.hdf5:::<index>` or image files, 2 s apart by the file's name."""
-    for path in files(folder, "sft/*.jsonl", "*-sft*.jsonl"):
-        every = re.search(r"(\d+)_sec_per_frame", path.name)
-        for row in _json(path):
-            def make(row=row, interval=float(every[1]) if every else 2.0, name=path.stem):
-                return released_dialogue(row, interval, name)
-
-            yield "", make
-
-
-def released_dialogue(row: dict, interval: float, corpus: str) -> Dialogue:
-    """A row of the authors' SFT files as a dialogue: the k-th picture is frame k; spans are not in it."""
-    meta = row.get("metadata") or {}
-    pictures = [image["path"] if isinstance(image, dict) else image for image in row["images"]]
-    messages = [m | {"content": FORCED.sub("", m["content"])} if m["role"] == "assistant" else m for m in row["messages"]]
-    if sum(m["content"].count("<image>") for m in messages) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures for another number of <image>")
-    video = str(meta["video_id"])
-    images = [{"path": f"{video}:::{k * interval:g}"} for k in range(len(pictures))]
-    facts = {"question_id": str(meta.get("question_id", video)), "video_id": video, "domain": "ego" if "ego" in corpus else "web",
-             "kind": "released", "interval": interval, "gold": []}  # fmt: skip
-    return from_sft_row({"messages": messages, "images": images, "metadata": facts})

@@ -86,7 +86,7 @@ class Dataset:
         index = read_index(self.folder)
         name = self._read("frames.json", lambda _: index["videos"][video])
         pictures = self._read(f"frames/{name}", lambda path: np.load(path, mmap_mode="r"))
-        return pictures[index.get("first", {}).get(video, 0) :], index["interval"]
+        return pictures[index.get("first", {}).get(video, 0) :], index.get("every", {}).get(video, index["interval"])
 
     def frames(self, dialogue: Dialogue, indices: list[int] | None = None) -> np.ndarray:
         """The dialogue's frames (or these of them) in order: uint8 [N, H, W, 3]."""

@@ -85,7 +85,7 @@ def look(source: Path, out: Path, stored: float, tokens: int, clip: Clip) -> dic
         if last - first < 2:
             raise UserError(f"{clip.video} shows {max(0, last - first)} frames between {clip.start:g} s and {clip.end} s: nothing to talk about.")
         said = list(clip.speech or (speech(path, duration) if clip.corpus == "own" and not clip.qa else ()))
-        if clip.qa:
+        if clip.qa or clip.record:
             spans = []
         elif clip.scenes:
             spans = [(a, min(b, duration), " ".join(t for s, e, t in said if s < b and e > a), note) for a, b, note in clip.scenes if a < duration]
@@ -107,15 +107,13 @@ def annotate(plan: Plan, annotator: Annotator, judge, pictures: np.ndarray, clip
         caption = annotator.caption(Scene(np.asarray(shown), said, note))
         if ledger.check("scene has a caption", f"{clip.id} at {start:.1f} s", bool(caption), "the annotator gave none that fits"):
             scenes.append({"start": round(start, 3), "end": round(end, 3), "caption": caption})
-    count = plan.profile.dialogue.questions[1]
     seed = int(sha256(clip.id.encode()).hexdigest()[:8], 16)
-    asked = annotator.questions([s["caption"] for s in scenes], count, seed) if scenes else None
+    asked = annotator.questions([s["caption"] for s in scenes], plan.profile.dialogue.questions[1], seed) if scenes else None
     if not ledger.check("video has questions", clip.id, bool(asked), "the annotator gave none that fit"):
         return None
     record = {"video": stretch(clip), "name": clip.id, "domain": f"train_{clip.domain}", "duration": seen["duration"], "scenes": scenes, "subtitles": [],
               "questions": [{"question": question, "answers": given} for question, given in asked]}  # fmt: skip
-    step = plan.profile.video.train_interval * plan.profile.video.train_frames_per_turn
-    return gate(record, ledger, judge, Limits(turn=step))
+    return gate(record, ledger, judge, Limits(turn=plan.profile.video.train_interval * plan.profile.video.train_frames_per_turn))
 
 
 def offline(clip: Clip, seen: dict, stored: float) -> list[Dialogue]:
@@ -135,6 +133,10 @@ def file_names(plan: Plan) -> list[str]:
 def clip_rows(plan: Plan, annotator: Annotator, judge, pictures: np.ndarray, clip: Clip, seen: dict) -> tuple[dict[str, list[dict]], FilterLedger]:
     """What a clip gives to each of a shard's files, by name, and what of it was left out."""
     profile, ledger = plan.profile, FilterLedger()
+    if clip.record:  # its videos are as long as they are: a file may state a little more than it shows
+        record = clip.record | {"duration": min(clip.record["duration"] or seen["duration"], seen["duration"])}
+        inside = any(turn["time"] < record["duration"] for turn in record["conversation"][:1])
+        return {"test": [record]} if ledger.check("question is asked within its video", clip.id, inside, "it ends before") else {}, ledger
     if clip.qa:
         return {"offline_sft": [*map(to_sft_row, offline(clip, seen, min(profile.video.intervals)))]}, ledger
     record = annotate(plan, annotator, judge, pictures, clip, seen, ledger)
@@ -194,8 +196,7 @@ def build_corpus(plan: Plan, annotator: Annotator, judge, clips: Iterable[Clip |
 
     `progress(shards done by this part, clips seen)` is called after each.
     """
-    folders: list[Path] = []
-    clips, seen = iter(clips), 0
+    folders, clips, seen = [], iter(clips), 0
     while shard := list(islice(clips, SHARD)):
         folder = shard_folder(plan, source, out, len(folders), shard)
         folders.append(folder)
@@ -220,10 +221,8 @@ def join(plan: Plan, out: Path, shards: Sequence[Path]) -> None:
     for shard in shards:
         ledger.add(read_json(shard / "ledger.json"))
         index |= read_json(shard / "frames.json")
-    for split in ("dev", "test"):
-        write_json(out / f"{split}.json", read_jsonl(out / f"{split}.jsonl"))
-    for split in ("sft", "rl", "dev", "test"):
-        write_json(out / "scenes" / f"{split}.json", read_jsonl(out / f"scenes_{split}.jsonl"))
+    for name in ("dev", "test", *(f"scenes_{split}" for split in ("sft", "rl", "dev", "test"))):
+        write_json(out / f"{name.replace('_', '/')}.json", read_jsonl(out / f"{name}.jsonl"))
     write_json(out / "frames.json", {"interval": min(plan.profile.video.intervals), "videos": {name: one["cache"] for name, one in index.items()},
                                      "first": {name: one["first"] for name, one in index.items() if one["first"]}})  # fmt: skip
     write_json(out / "ledger.json", ledger.rows())

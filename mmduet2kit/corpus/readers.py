@@ -25,6 +25,7 @@ class Clip:
     """A stretch [start, end) of a video file (seconds; end None: to its end), and what its corpus says of it.
 
     scenes: annotated spans; speech: sentences; times of both are seconds from `start`. qa: offline questions and answers.
+    record: of a benchmark's clip, its question in ProactiveVideoQA's schema; nothing else is then made of it.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Clip:
     speech: tuple[Span, ...] = ()
     qa: tuple[tuple[str, str], ...] = ()
     title: str = ""
+    record: dict | None = None
 
 
 @dataclass(frozen=True)

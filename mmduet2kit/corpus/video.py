@@ -167,6 +167,12 @@ def _upright_rgb(picture, size, scaler):
     return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] in another size (W, H), as decoded frames are scaled."""
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    return VideoReformatter().reformat(picture, *size, "rgb24", interpolation=SCALING, threads=1).to_ndarray()
+
+
 class FilterLedger:
     """How many items each rule saw and let through, with the first few that it did not."""
 
