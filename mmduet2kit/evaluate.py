@@ -57,7 +57,7 @@ class Evaluator:
 
     def poll(self, records: Sequence[dict], interval: float) -> list[Watched]:
         """StreamingBench's own protocol (protocols.py): the answer of the first poll that said yes; `decisions` are polls."""
-        ask = lambda dialogues: [said for (said,) in self._play(dialogues, self.profile.evaluate.batch)]  # noqa: E731
+        ask = lambda dialogues: [one.text for (one,) in self._play(dialogues, self.profile.evaluate.batch)]  # noqa: E731
         return [Watched(record, *found) for record, found in zip(records, poll(records, interval, ask))]
 
     def watch(self, records: Sequence[dict], interval: float, batch: int | None = None, thresholds=None) -> list[Watched]:
