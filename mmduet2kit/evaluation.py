@@ -102,8 +102,10 @@ def wanted(args, profile: Profile, dataset: Dataset) -> Wanted | None:
     elif asked and not domains:
         extras.add("po")
     lacks = lacking(dataset, args.model, [*tests], domains, asked)
-    for name in (name for name in (args.model, *domains, *sorted(extras)) if name in lacks):
+    for name in (name for name in ([args.model] if args.model in lacks else [*domains, *sorted(extras)]) if name in lacks):
         print(f"{name}: NOT RUN, as {dataset.folder} has no {lacks[name]}.")
+    if args.model in lacks:
+        return None
     domains, extras = [name for name in domains if name not in lacks], extras - lacks.keys()
     if strange := set(domains) - set(profile.video.test_frames_per_turn):
         raise UserError(f"How many frames a turn of {min(strange)!r} has is not told: add it to video.test_frames_per_turn of the profile.")
@@ -112,7 +114,7 @@ def wanted(args, profile: Profile, dataset: Dataset) -> Wanted | None:
         raise UserError("The judge exact knows the procedural world's sentences only: set `judge: {name: embedding}` or llm in the profile.")
     if extras & {"speed", "ahead"} and (args.shard[1] > 1 or args.parallel > 1):
         raise UserError("speed is measured by one process that has the machine to itself: leave --shard and --parallel out.")
-    return None if args.model in lacks else Wanted(domains, intervals, extras)
+    return Wanted(domains, intervals, extras)
 
 
 def lacking(dataset: Dataset, model: str, tests: Sequence[str], domains: Sequence[str], asked: bool = False) -> dict[str, str]:

@@ -51,7 +51,8 @@ def test_file_is_stripped_and_regular(name):
     ids = [cell["id"] for cell in content["cells"]]
     assert ids == [f"nb{name[:2]}-{k:02d}" for k in range(len(ids))]
     for cell in content["cells"]:
-        assert set(cell["metadata"]) <= {"tags"}
+        folded = {"jupyter": {"source_hidden": True}, "tags": ["solution"]}
+        assert cell["metadata"] == folded if "solution" in cell["metadata"].get("tags", ()) else set(cell["metadata"]) <= {"tags"}
         if cell["cell_type"] == "code":
             assert cell["outputs"] == [] and cell["execution_count"] is None
 
@@ -64,7 +65,8 @@ def test_begins_with_purpose_objectives_and_facts(name):
     assert len(re.findall(r"[.!?](?=\s|$)", purpose)) == 2  # two sentences
     assert able == "You will be able to" and len(re.findall(r"^- ", bullets, re.M)) == 3
     rows = dict(re.findall(r"^\| (\w+) \| (.+) \|$", facts, re.M))
-    assert list(rows) == ["Paper", "Needs", "Inputs", "Outputs", "Previous", "Next"]
+    assert list(rows) == ["Paper", "Needs", "Inputs", "Outputs", "Previous", "Next", "Words"]
+    assert rows["Words"] == "[glossary](../README.md#glossary)" and "\n## Glossary\n" in (FOLDER.parent / "README.md").read_text()
     place = NAMES.index(name)
     for label, other in (("Previous", place - 1), ("Next", place + 1)):
         near = NAMES[other] if 0 <= other < len(NAMES) else None
@@ -147,7 +149,7 @@ def test_links_resolve(name):
 def test_every_exercise_has_a_solution_and_neither_stops_a_run(name):
     code = cells(name, "code")
     places = [k for k, (tags, _) in enumerate(code) if "exercise" in tags]
-    assert 1 <= len(places) <= 4 and len(places) == sum("solution" in tags for tags, _ in code)
+    assert 2 <= len(places) <= 4 and len(places) == sum("solution" in tags for tags, _ in code)
     for place in places:
         assert "solution" in code[place + 1][0]
         assert "answer = None" in code[place][1] and "show.check(answer" in code[place][1]

@@ -251,6 +251,9 @@ def test_questions_domains_and_development_videos_that_are_not_there(world, tmp_
     args = SimpleNamespace(model="rl", domains="", intervals="", extras="po", protocol="push", shard=(0, 1), parallel=1)
     with pytest.raises(UserError, match="How many frames a turn of 'MAGQA'"):
         evaluation.wanted(args, profile, dataset)
+    tests[:] = [RECORD | {"domain": "WEB"}]
+    assert evaluation.wanted(SimpleNamespace(**{**vars(args), "model": "threshold"}), profile, dataset) is None
+    assert capsys.readouterr().out.startswith("threshold: NOT RUN, as datasets/mine has no development videos")
     tests.clear()
     assert evaluation.wanted(args, profile, dataset) is None and "rl: NOT RUN, as datasets/mine has no test questions" in capsys.readouterr().out
     with pytest.raises(UserError, match="no development videos"):
