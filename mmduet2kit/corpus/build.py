@@ -47,7 +47,7 @@ class Dataset:
         for name, rows in (("sft", self.sft(interval)[:1]), ("rl", [s.dialogue for s in self.rl(interval)[:1]]), ("offline", self.offline("sft")[:1])):
             if name != "offline" and not rows:
                 raise UserError(f"{self.folder} holds no {name} dialogues with a frame every {interval:g} s: build it from more videos (of 100 "
-                                "`mmduet2 data build` takes about 4 for RL, 1 for development, 2 for tests).")  # fmt: skip
+                                "`mmduet2 data build` takes about 4 for RL, 1 for development, 2 for tests; --shares changes that).")  # fmt: skip
             if name != "offline" and [d.interval for d in rows] != [interval] or abs(step - round(step)) > 1e-6:
                 raise UserError(f"{self.folder}: {name} does not begin with a frame every {interval:g} s: build it with the profile's intervals.")
             self._read("frames.json", lambda _, rows=rows: [self.frames(d) for d in rows])
@@ -103,7 +103,7 @@ def read_index(folder: Path) -> dict:
 
 def made_by(settings: dict) -> str:
     """Digest of what data is made by: settings and the code of this folder."""
-    source = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
+    source = "".join(path.read_text() for path in sorted([*Path(__file__).parent.glob("*.py"), Path(__file__).with_name("prompts.yaml")]))
     return sha256_text(json.dumps(settings, sort_keys=True) + source)
 
 
