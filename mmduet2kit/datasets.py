@@ -119,7 +119,7 @@ def check(folder: Path | None, corpus: str | None) -> None:
             reasons[one.reason] += 1
         else:
             video = one["video"] if isinstance(one, dict) else one.video
-            there += (folder / video).exists()
+            there += (folder / video).is_file()
             counts["scenes"] += len(one.scenes) if isinstance(one, Clip) else 0
             counts["sentences"] += len(one.speech) if isinstance(one, Clip) else 0
     print(f"{corpus} ({READERS[corpus].seen}) in {folder}: " + ", ".join(f"{counts[name]} {name}" for name in ("read", "left out", "scenes", "sentences")))
@@ -155,9 +155,9 @@ def build_dataset(args) -> None:
         return
     join(plan, out, shards)
     about(profile, out, args.corpus or "own videos", annotator.name if annotator else "", **({"model": annotator.endpoint.model} if hasattr(annotator, "endpoint") else {}))
-    tell(out)
     if counts_of := dict(getattr(annotator, "counts", {})):
         print("annotator: " + ", ".join(f"{name} {many}" for name, many in sorted(counts_of.items())))
+    tell(out)
 
 
 def unmixed(out: Path, ours: bool) -> None:
@@ -172,11 +172,9 @@ def build_release(args) -> None:
         raise UserError(f"{args.folder}: give the folder of the release, --out, the dataset's folder, and no --shard: --workers share this corpus.")
     unmixed(args.out, (args.out / "frames").is_dir() and not (args.out / "shards").is_dir())
     profile, samples = load_profile(args.profile), READERS[args.corpus].read(args.folder)
-    counts = build_released(samples, args.folder, args.out, profile.video.visual_tokens, args.workers, lambda seen: print(f"building: {seen} rows", flush=True))
+    build_released(samples, args.folder, args.out, profile.video.visual_tokens, args.workers, lambda seen: print(f"building: {seen} rows", flush=True))
     about(profile, args.out, args.corpus, "")
     tell(args.out)
-    if not any(counts.values()):
-        raise UserError(f"Nothing of {args.folder} could be used; {args.out / 'ledger.json'} says why.")
 
 
 def asked(corpus: str, records: Iterator[dict | Bad], folder: Path) -> Iterator[Clip | Bad]:
@@ -189,9 +187,11 @@ def asked(corpus: str, records: Iterator[dict | Bad], folder: Path) -> Iterator[
 
 
 def tell(dataset: Path) -> None:
-    """How many rows a dataset has, file by file, and what each rule left out."""
+    """How many rows a dataset has, file by file, and what each rule left out; UserError where nothing is left."""
     lines = {path.stem: sum(1 for _ in open(path, "rb")) for path in sorted(dataset.glob("*_*.jsonl")) if "scenes" not in path.name}
     counts = lines | {split: len(read_json(dataset / f"{split}.json")) for split in ("dev", "test")}
     print(f"{dataset}: " + ", ".join(f"{many} {name}" for name, many in counts.items()))
     for rule in (row for row in read_json(dataset / "ledger.json") if row["out"] < row["in"]):
         print(f"left out by '{rule['rule']}': {rule['in'] - rule['out']} of {rule['in']}, for example {rule['examples'][0]['item'][:60]}: {rule['examples'][0]['reason'][:80]}")
+    if not any(counts.values()):
+        raise UserError(f"Nothing could be used for {dataset}; {dataset / 'ledger.json'} says why.")

@@ -17,7 +17,7 @@ def proactivevideoqa(folder: Path):
             def make(row=row, path=path):
                 domain = path.parent.resolve().name
                 place = (path.parent / "videos" / row["video"]).relative_to(folder)
-                said = [{"role": turn["role"], "content": str(turn["content"]), "time": seconds(turn["time"])} for turn in row["conversation"]]
+                said = [{"role": turn["role"], "content": str(turn["content"]), "time": seconds(turn["time"])} for turn in row["conversation"] if turn["role"] == "user"]
                 answers = [{"role": "assistant", "content": str(a["content"]), "related_timespan": _pair(a["related_timespan"]),
                             "reply_timespan": _pair(a["reply_timespan"])} for a in row["answer"]]  # fmt: skip
                 return {"video": str(place), "question_id": str(row["question_id"]), "domain": domain, "duration": seconds(row["duration"]),

@@ -78,8 +78,11 @@ class Dataset:
         return self._lines(f"rl_{interval:g}s.jsonl", from_rl_row)
 
     def benchmark(self, split: str) -> list[dict]:
-        needed = ("question_id", "domain", "conversation", "answer")
-        return self._read(f"{split}.json", lambda path: [row for row in read_json(path) if [row[name] for name in needed]])
+        def sound(row: dict) -> tuple:  # raises what `_read` tells
+            times = row["duration"], *(turn["time"] for turn in row["conversation"]), *(t for gold in row["answer"] for t in gold["reply_timespan"])
+            return row["question_id"], row["domain"], sum(times)
+
+        return self._read(f"{split}.json", lambda path: [row for row in read_json(path) if sound(row)])
 
     @lru_cache(maxsize=4096)  # noqa: B019 - memory maps; a dataset lives as long as its process
     def _video(self, video: str) -> tuple[np.ndarray, float]:
@@ -92,7 +95,7 @@ class Dataset:
         """The dialogue's frames (or these of them) in order: uint8 [N, H, W, 3]."""
         pictures, stored = self._video(dialogue.video)
         wanted = dialogue.frame_indices() if indices is None else indices
-        return np.asarray(pictures[[round(i * dialogue.interval / stored) for i in wanted]])
+        return self._read("frames.json", lambda _: np.asarray(pictures[[round(i * dialogue.interval / stored) for i in wanted]]))
 
 
 @lru_cache(maxsize=8)

@@ -179,9 +179,8 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
     pictures = [np.load(out / "frames" / one["cache"], mmap_mode="r") for _, one in usable]
     with ThreadPoolExecutor(getattr(annotator, "parallel", 1)) as threads:
         made = list(threads.map(partial(clip_rows, plan, annotator, judge), pictures, *zip(*usable)))
-    for asks in (annotator, getattr(judge, "judge", judge)):
-        if endpoint := getattr(asks, "endpoint", None):
-            endpoint.settle()
+    for asks in (one for one in (annotator, getattr(judge, "judge", judge)) if hasattr(one, "endpoint")):
+        asks.endpoint.settle()
     rows: dict[str, list[dict]] = {name: [] for name in file_names(plan)}
     for some, one in made:
         ledger.add(one.rows())
