@@ -65,7 +65,7 @@ def figure(name: str, profile: Profile) -> HTML:
     if ".svg" in paths:
         return picture(paths[".svg"].read_bytes(), paths[".txt"].read_text().strip(), read_csv(paths[".csv"]))
     made = draw.table(profile.results)
-    rows = [dict(zip([header or "model" for header in made.header], row, strict=True)) for row in made.rows]
+    rows = [dict(zip(made.header, row, strict=True)) for row in made.rows]
     return HTML(PARTS.table(rows, made.title, len(rows)) + PARTS.notes(made.notes))
 
 

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -112,6 +113,7 @@ def test_code_is_thin(name):
 def test_only_names_that_exist_are_used_from_the_kit(name):
     import importlib
 
+    used = {}
     for _, source in cells(name, "code"):
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("mmduet2kit"):
@@ -119,6 +121,10 @@ def test_only_names_that_exist_are_used_from_the_kit(name):
                 for alias in node.names:
                     if not hasattr(module, alias.name):
                         importlib.import_module(f"{node.module}.{alias.name}")
+                    used[alias.asname or alias.name] = getattr(module, alias.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in used:
+                found = used[node.value.id]  # `show.table`: also the attributes, of modules and classes
+                assert not isinstance(found, ModuleType | type) or hasattr(found, node.attr), f"{node.value.id}.{node.attr}"
 
 
 @every
