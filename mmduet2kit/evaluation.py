@@ -4,6 +4,7 @@ An evaluation is cut into batches, whose outcomes are kept under results/eval/pi
 GPUs or machines, in any order, give the same result as one process.
 """
 
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -221,5 +222,8 @@ def run(args) -> None:
 
 def _side_by_side(args) -> None:
     """`--parallel N`: the shards as processes of this machine, each on a GPU of its own."""
-    given = [f"--{name} {value}" for name in ("seed", "model", "domains", "intervals", "engine", "extras", "protocol") if (value := str(getattr(args, name)))]
-    run_commands(args.profile, [[f"evaluate {' '.join(given)} --shard {k}/{args.parallel}"] for k in range(args.parallel)], args.parallel)
+    given = [f"--{name} {shlex.quote(value)}" for name in ("seed", "model", "domains", "intervals", "engine", "extras", "protocol") if (value := str(getattr(args, name)))]
+    try:
+        run_commands(args.profile, [[f"evaluate {' '.join(given)} --shard {k}/{args.parallel}"] for k in range(args.parallel)], args.parallel)
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
