@@ -82,7 +82,7 @@ class Wanted:
 
 def wanted(args, profile: Profile, dataset: Dataset) -> Wanted | None:
     """What of it the dataset allows, the rest said to be NOT RUN; None where nothing is left. UserError for what cannot be asked so."""
-    extras, stored = set(filter(None, args.extras.split(","))), min(profile.video.intervals)
+    extras, stored = set(filter(None, args.extras.split(","))), dataset.interval
     records = dataset.benchmark("test")
     tests = dict.fromkeys(record["domain"] for record in records)
     domains = [*dict.fromkeys(args.domains.split(","))] if args.domains else [name for name in tests if name != "PO"]
@@ -94,7 +94,7 @@ def wanted(args, profile: Profile, dataset: Dataset) -> Wanted | None:
         if any(abs(interval / stored - round(interval / stored)) > 1e-6 for interval in intervals):
             raise ValueError
     except ValueError:
-        raise UserError(f"--intervals {args.intervals!r}: give multiples of {stored:g} s, by commas.") from None
+        raise UserError(f"--intervals {args.intervals or profile.video.test_interval}: give multiples of {stored:g} s, by commas, as {dataset.folder} has a frame every {stored:g} s.") from None
     asked = any(map(official, records))
     if args.protocol == "poll":
         if not asked:

@@ -89,6 +89,13 @@ def test_a_damaged_test_file_is_one_sentence(world, tmp_path, wrong, monkeypatch
     assert ".json is damaged" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_frames_that_are_too_sparse_for_the_profile_are_not_shown_twice(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(f"name: bench\nextends: tiny\nvideo: {{test_interval: 0.5}}\nmodel: {{path: {world / 'model'}}}\ndataset: {world / 'sb'}\n")
+    assert cli.main(["evaluate", "--profile", "mine.yaml", "--model", str(world / "model")]) == 2
+    assert "--intervals 0.5: give multiples of 1 s" in capsys.readouterr().err
+
+
 def test_shards_of_a_model_whose_name_has_spaces_and_one_that_fails(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(f"name: bench\nextends: tiny\nmodel: {{path: {world / 'model'}}}\ndataset: {world / 'sb'}\n")
@@ -278,7 +285,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(run, world, capsys, monkeypatc
 
 def test_questions_domains_and_development_videos_that_are_not_there(world, tmp_path, capsys):
     profile, tests = load_profile("tiny"), [RECORD | {"domain": "MAGQA"}]
-    dataset = SimpleNamespace(folder="datasets/mine", benchmark=lambda split: tests, has=lambda name: False, domains=lambda split: [])
+    dataset = SimpleNamespace(folder="datasets/mine", interval=1.0, benchmark=lambda split: tests, has=lambda name: False, domains=lambda split: [])
     args = SimpleNamespace(model="rl", domains="", intervals="", extras="po", protocol="push", shard=(0, 1), parallel=1)
     with pytest.raises(UserError, match="How many frames a turn of 'MAGQA'"):
         evaluation.wanted(args, profile, dataset)

@@ -34,6 +34,11 @@ class Dataset:
         """What this dataset was made from."""
         return (self.folder / STAMP).read_text()
 
+    @property
+    def interval(self) -> float:
+        """Seconds between the frames that it stores."""
+        return self._read("frames.json", lambda _: float(read_index(self.folder)["interval"]))
+
     def has(self, name: str) -> bool:
         """Whether it holds this file: a dataset of real videos has no onsets, and may have no offline questions."""
         return (self.folder / name).is_file()
@@ -43,7 +48,7 @@ class Dataset:
         wanted = [f"sft_{interval:g}s.jsonl", f"rl_{interval:g}s.jsonl", "offline_sft.jsonl", "dev.json", "test.json", "frames.json"]
         if missing := [name for name in (*wanted, "scenes/sft.json", "scenes/rl.json", "ledger.json", STAMP) if not self.has(name)]:
             raise UserError(f"The dataset {self.folder} lacks {', '.join(missing)}: put or link a built one there, or change `dataset`.")
-        step = self._read("frames.json", lambda _: interval / read_index(self.folder)["interval"])
+        step = interval / self.interval
         for name, rows in (("sft", self.sft(interval)[:1]), ("rl", [s.dialogue for s in self.rl(interval)[:1]]), ("offline", self.offline("sft")[:1])):
             if name != "offline" and not rows:
                 raise UserError(f"{self.folder} holds no {name} dialogues with a frame every {interval:g} s: build it from more videos (of 100 "
