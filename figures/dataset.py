@@ -33,7 +33,8 @@ def opened(folder: Path) -> tuple[Dataset, float]:
     found = {float(m[1]) for path in Path(folder).glob("sft_*s.jsonl") if (m := re.fullmatch(r"sft_([\d.]+)s\.jsonl", path.name))}
     filled = [every for every in found if (Path(folder) / f"sft_{every:g}s.jsonl").stat().st_size]
     if not (filled and (Path(folder) / "frames.json").is_file()):
-        raise UserError(f"{folder} holds no SFT dialogues (sft_*s.jsonl, frames.json): give a folder that `mmduet2 data` has built.")
+        raise UserError(f"{folder} holds no SFT dialogues (sft_*s.jsonl, frames.json): give a folder that `mmduet2 data` has built; a benchmark, "
+                        "or a build whose --shares left none, has them when it is joined with training data (mmduet2 data join).")  # fmt: skip
     return Dataset(Path(folder)), max(filled)
 
 

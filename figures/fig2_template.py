@@ -11,6 +11,7 @@ COLORS = {"system": "#333333", "user": style.ORANGE, "assistant": style.BLUE}
 WIDTH, MOST, ROW = 112, 44, 0.155  # characters a line, lines, inches a line
 POINTS = 7.4  # font size; a character of DejaVu Sans Mono is 0.602 of it wide
 SPECIAL = re.compile(r"(<\|[^|]*\|>(?:×\d+)?|<image>)")
+FRAME = re.compile(r"<\|vision_start\|>.*?<\|vision_end\|>|<image>")
 
 
 @drawings.figure("fig2_template", "Figure 2. The chat template of MMDuet2")
@@ -42,7 +43,8 @@ def draw(run):
             color=style.GREY,
             va="center",
         )
-    said = "; ".join(f"{s['role']}: {SPECIAL.sub('', s['text']).strip().removeprefix(s['role']).strip()}" for s in segments[:8])
+    heard = [SPECIAL.sub("", FRAME.sub("[a frame] ", s["text"])).strip().removeprefix(s["role"]).strip() for s in segments[:8]]
+    said = "; ".join(f"{s['role']}: {text}" for s, text in zip(segments, heard))
     return (
         figure,
         f"The text the model reads. User turns are orange, assistant turns blue. It begins: {said}",

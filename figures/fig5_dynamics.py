@@ -38,7 +38,7 @@ def draw(run):
                 for knot in (found["first"], found["second"]):
                     axes.axvline(knot, color=style.GREY, linestyle=":", linewidth=1)
         axes.set(title=label, xlabel="RL step", ylim=(0, None))
-    figure.axes[0].legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)  # no curve runs there
     seeds = len({row["seed"] for row in rows})
     note = f"{run.line(rows)} Dotted: stage changes on [{domains[0]}]."
     if not run.smoke:

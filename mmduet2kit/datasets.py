@@ -39,10 +39,22 @@ def add_arguments(parser) -> None:
     build_group.add_argument("--annotator", choices=("llm", "template"), default="llm", help="who writes captions and questions (default: llm)")
     build_group.add_argument("--domain", choices=("web", "ego"), default="web", help="of own videos (default: web)")
     build_group.add_argument("--shard", type=share, default="0/1", metavar="I/N", help="this machine's part of the work, from 0/N to N-1/N (default: 0/1)")
+    build_group.add_argument("--shares", type=shares, default=Plan.shares, metavar="RL,DEV,TEST", help="of the videos, the rest for SFT (default: 0.04,0.01,0.02)")
     build_group.add_argument("--workers", type=int, default=cores(), help="processes that decode (default: one a core)")
     parser.add_argument("--count", type=int, default=12, help="look: how many dialogues (default: 12)")
     parser.add_argument("--pictures", choices=("jpeg", "png"), default="jpeg", help="export: PNG loses nothing and takes several times as much (default: jpeg)")
     add_profile_arguments(parser, seeded=False)
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """An argument "RL,DEV,TEST": the shares of the videos for these splits; some must be left for SFT."""
+    try:
+        found = tuple(map(float, text.split(",")))
+    except ValueError:
+        found = ()
+    if len(found) != 3 or not all(0 <= one < 1 for one in found) or sum(found) >= 1:
+        raise UserError(f"--shares {text!r}: give the shares for RL, development and tests, such as 0.2,0.1,0.1; below 1 together, as the rest is for SFT.")
+    return found
 
 
 def run(args) -> None:
@@ -107,7 +119,7 @@ def check(folder: Path | None, corpus: str | None) -> None:
             reasons[one.reason] += 1
         else:
             video = one["video"] if isinstance(one, dict) else one.video
-            there += (folder / video).exists()
+            there += (folder / video).is_file()
             counts["scenes"] += len(one.scenes) if isinstance(one, Clip) else 0
             counts["sentences"] += len(one.speech) if isinstance(one, Clip) else 0
     print(f"{corpus} ({READERS[corpus].seen}) in {folder}: " + ", ".join(f"{counts[name]} {name}" for name in ("read", "left out", "scenes", "sentences")))
@@ -124,11 +136,13 @@ def build_dataset(args) -> None:
     if not (args.folder and args.folder.is_dir() and args.out):
         raise UserError(f"{args.folder}: give a folder of videos that is there, and --out, the dataset's folder.")
     profile = load_profile(args.profile)
-    annotator, judge, out = None, None, args.out
-    plan = Plan(profile, args.annotator if gives == "clips" else gives)
-    out.mkdir(parents=True, exist_ok=True)
+    annotator, judge, out, made_with = None, None, args.out, gives
+    unmixed(out, (out / "shards").is_dir() or (out / "annotations.sqlite").is_file())
+    (out / "shards").mkdir(parents=True, exist_ok=True)
     if gives == "clips":
         annotator, judge = get_annotator(args.annotator, out / "annotations.sqlite"), judge_of(profile, out / "judgements.sqlite")
+        made_with = " ".join([args.annotator, profile.judge.name, *(one.endpoint.model for one in (annotator, judge.judge) if hasattr(one, "endpoint"))])
+    plan = Plan(profile, made_with, args.shares)
     clips = READERS[args.corpus].read(args.folder) if args.corpus else own_videos(args.folder, args.domain)
     clips = asked(args.corpus, clips, args.folder) if gives == "records" else clips
     say = lambda shards, seen: print(f"building: {shards} shards, {seen} clips", flush=True)  # noqa: E731
@@ -140,22 +154,27 @@ def build_dataset(args) -> None:
         print(f"{len(shards) - missing} of {len(shards)} shards are there; the dataset is put together when the other parts are done.")
         return
     join(plan, out, shards)
-    about(profile, out, args.corpus or "own videos", annotator.name if annotator else "", **({"model": annotator.endpoint.model} if plan.annotator == "llm" else {}))
-    tell(out)
+    about(profile, out, args.corpus or "own videos", annotator.name if annotator else "", **({"model": annotator.endpoint.model} if hasattr(annotator, "endpoint") else {}))
     if counts_of := dict(getattr(annotator, "counts", {})):
         print("annotator: " + ", ".join(f"{name} {many}" for name, many in sorted(counts_of.items())))
+    tell(out)
+
+
+def unmixed(out: Path, ours: bool) -> None:
+    """UserError where the dataset's folder holds what is not `ours`, of an earlier or a killed build."""
+    if out.is_dir() and any(out.iterdir()) and not ours:
+        raise UserError(f"{out} holds something else, with which the dataset would be mixed: give another name, or move it away.")
 
 
 def build_release(args) -> None:
     """`mmduet2 data build FOLDER --corpus mmduet2-data`: the authors' dialogues with their pictures (released.py); one machine makes all."""
     if not (args.folder and args.folder.is_dir() and args.out) or args.shard != (0, 1):
         raise UserError(f"{args.folder}: give the folder of the release, --out, the dataset's folder, and no --shard: --workers share this corpus.")
+    unmixed(args.out, (args.out / "frames").is_dir() and not (args.out / "shards").is_dir())
     profile, samples = load_profile(args.profile), READERS[args.corpus].read(args.folder)
-    counts = build_released(samples, args.folder, args.out, profile.video.visual_tokens, args.workers, lambda seen: print(f"building: {seen} rows", flush=True))
+    build_released(samples, args.folder, args.out, profile.video.visual_tokens, args.workers, lambda seen: print(f"building: {seen} rows", flush=True))
     about(profile, args.out, args.corpus, "")
     tell(args.out)
-    if not any(counts.values()):
-        raise UserError(f"Nothing of {args.folder} could be used; {args.out / 'ledger.json'} says why.")
 
 
 def asked(corpus: str, records: Iterator[dict | Bad], folder: Path) -> Iterator[Clip | Bad]:
@@ -168,9 +187,11 @@ def asked(corpus: str, records: Iterator[dict | Bad], folder: Path) -> Iterator[
 
 
 def tell(dataset: Path) -> None:
-    """How many rows a dataset has, file by file, and what each rule left out."""
+    """How many rows a dataset has, file by file, and what each rule left out; UserError where nothing is left."""
     lines = {path.stem: sum(1 for _ in open(path, "rb")) for path in sorted(dataset.glob("*_*.jsonl")) if "scenes" not in path.name}
     counts = lines | {split: len(read_json(dataset / f"{split}.json")) for split in ("dev", "test")}
     print(f"{dataset}: " + ", ".join(f"{many} {name}" for name, many in counts.items()))
     for rule in (row for row in read_json(dataset / "ledger.json") if row["out"] < row["in"]):
         print(f"left out by '{rule['rule']}': {rule['in'] - rule['out']} of {rule['in']}, for example {rule['examples'][0]['item'][:60]}: {rule['examples'][0]['reason'][:80]}")
+    if not any(counts.values()):
+        raise UserError(f"Nothing could be used for {dataset}; {dataset / 'ledger.json'} says why.")

@@ -39,7 +39,7 @@ class Endpoint:
                                    limits=httpx.Limits(max_connections=parallel))
         self.retry = dict(stop=stop_after_attempt(attempts), retry=retry_if_exception(_may_pass), reraise=True,
                           wait=wait_random_exponential(multiplier=0.5, max=longest_wait_s))  # fmt: skip
-        self.lock, self.counts, self.next, self.cache, self.store = threading.Lock(), Counter(), 0.0, cache, None
+        self.lock, self.counts, self.settled, self.next, self.cache, self.store = threading.Lock(), Counter(), Counter(), 0.0, cache, None
         self._kept("select 1")
 
     def ask(self, key: str, messages: list[dict], parse: Callable[[str], str | None], **options) -> str | None:
@@ -66,6 +66,13 @@ class Endpoint:
                 self._kept("insert or replace into answers values (?, ?)", key, answer)
                 return answer
         return self._count("unparsed")
+
+    def settle(self) -> None:
+        """UserError where more than a fifth of what was asked since the last call failed: what would be made of that had holes for ever."""
+        since, self.settled = self.counts - self.settled, Counter(self.counts)
+        if since["failed"] > since["asked"] / 5:
+            raise UserError(f"{self.url} gave the {self.who} no answer to {since['failed']} of {since['asked']} questions: "
+                            "see that it is up, and start again; what it answered is kept.")  # fmt: skip
 
     def _kept(self, what: str, *values: str) -> tuple | None:
         """A row of the cache, which ranks share; where it cannot be used (a lock that stays, a full or read-only disk), of one in memory."""

@@ -4,6 +4,7 @@ An evaluation is cut into batches, whose outcomes are kept under results/eval/pi
 GPUs or machines, in any order, give the same result as one process.
 """
 
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ class Wanted:
 
 def wanted(args, profile: Profile, dataset: Dataset) -> Wanted | None:
     """What of it the dataset allows, the rest said to be NOT RUN; None where nothing is left. UserError for what cannot be asked so."""
-    extras, stored = set(filter(None, args.extras.split(","))), min(profile.video.intervals)
+    extras, stored = set(filter(None, args.extras.split(","))), dataset.interval
     records = dataset.benchmark("test")
     tests = dict.fromkeys(record["domain"] for record in records)
     domains = [*dict.fromkeys(args.domains.split(","))] if args.domains else [name for name in tests if name != "PO"]
@@ -93,7 +94,7 @@ def wanted(args, profile: Profile, dataset: Dataset) -> Wanted | None:
         if any(abs(interval / stored - round(interval / stored)) > 1e-6 for interval in intervals):
             raise ValueError
     except ValueError:
-        raise UserError(f"--intervals {args.intervals!r}: give multiples of {stored:g} s, by commas.") from None
+        raise UserError(f"--intervals {args.intervals or profile.video.test_interval}: give multiples of {stored:g} s, by commas, as {dataset.folder} has a frame every {stored:g} s.") from None
     asked = any(map(official, records))
     if args.protocol == "poll":
         if not asked:
@@ -221,5 +222,8 @@ def run(args) -> None:
 
 def _side_by_side(args) -> None:
     """`--parallel N`: the shards as processes of this machine, each on a GPU of its own."""
-    given = [f"--{name} {value}" for name in ("seed", "model", "domains", "intervals", "engine", "extras", "protocol") if (value := str(getattr(args, name)))]
-    run_commands(args.profile, [[f"evaluate {' '.join(given)} --shard {k}/{args.parallel}"] for k in range(args.parallel)], args.parallel)
+    given = [f"--{name} {shlex.quote(value)}" for name in ("seed", "model", "domains", "intervals", "engine", "extras", "protocol") if (value := str(getattr(args, name)))]
+    try:
+        run_commands(args.profile, [[f"evaluate {' '.join(given)} --shard {k}/{args.parallel}"] for k in range(args.parallel)], args.parallel)
+    except RuntimeError as error:
+        raise UserError(str(error)) from None

@@ -160,7 +160,7 @@ def run(args) -> int:
     if min(args.frames, args.visual_tokens) < 1:
         raise UserError("--frames and --visual-tokens must be 1 or more.")
     if not find_spec("lmms_eval"):
-        raise UserError("lmms-eval is not installed here: it needs an environment of its own, see 'Offline benchmarks' in the README.")
+        raise UserError("lmms-eval is not installed here: it needs an environment of its own, see 'Somebody's checkpoint, and the offline benchmarks' in the README.")
     folder, name = checkpoint(profile, args.model, args.seed)
     folder = fetched(folder)
     if set(",=") & set(str(folder)):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import threading
 import time
@@ -71,7 +72,7 @@ def run_commands(profile: str, chains: Sequence[Sequence[str]], parallel: int | 
         environment["OMP_WAIT_POLICY"] = "passive"
 
     def one(command: str) -> None:
-        command = [*command.split(), "--profile", profile]
+        command = [*shlex.split(command), "--profile", profile]
         name = " ".join(part.lstrip("-") for part in command[:-2])
         world = 1 if shared.get(command[0], 1) % together else together
         log = settings.run_dir / "logs" / (re.sub(r"[^\w.]+", "-", name) + ".log")

@@ -50,12 +50,13 @@ def table(rows: Sequence[Mapping], caption: str, most: int = 20) -> HTML:
 
 
 def picture(drawing: Figure | bytes, alt: str, rows: Sequence[Mapping] = (), kind: str = "svg+xml") -> HTML:
-    """A drawing with its alt text below it, and the rows it was drawn from, folded away."""
+    """A drawing with its alt text below it, and the rows it was drawn from, folded away; a wide one scrolls on a phone."""
+    wide = not isinstance(drawing, Figure) or drawing.get_figwidth() > 6
     if isinstance(drawing, Figure):
         buffer = io.BytesIO()
         drawing.savefig(buffer, format=kind.split("+")[0], bbox_inches="tight")
         drawing = buffer.getvalue()
-    return HTML(PARTS.picture(base64.b64encode(drawing).decode(), kind, alt, rows))
+    return HTML(PARTS.picture(base64.b64encode(drawing).decode(), kind, alt, rows, wide))
 
 
 def figure(name: str, profile: Profile) -> HTML:
@@ -65,7 +66,7 @@ def figure(name: str, profile: Profile) -> HTML:
     if ".svg" in paths:
         return picture(paths[".svg"].read_bytes(), paths[".txt"].read_text().strip(), read_csv(paths[".csv"]))
     made = draw.table(profile.results)
-    rows = [dict(zip([header or "model" for header in made.header], row, strict=True)) for row in made.rows]
+    rows = [dict(zip(made.header, row, strict=True)) for row in made.rows]
     return HTML(PARTS.table(rows, made.title, len(rows)) + PARTS.notes(made.notes))
 
 
@@ -81,7 +82,7 @@ def dialogue(shown: Dialogue, most: int = 40) -> HTML:
     events = [("", "system", shown.system)]
     for time, turn in zip(shown.times(), shown.turns):
         if turn.text or turn.reply != NO_REPLY:
-            events.append((f"{time:g} s", "user", f"[{len(turn.frames)} frame{'s' * (len(turn.frames) != 1)}] {turn.text or ''}"))
+            events.append((f"{time:g} s", "user", f"[{len(turn.frames)} frame{'s' * (len(turn.frames) > 1)}] " * bool(turn.frames) + (turn.text or "")))
         if turn.reply is not None:
             events.append((f"{time:g} s", "silent" if turn.reply == NO_REPLY else "assistant", turn.reply))
     rows = []

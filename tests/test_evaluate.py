@@ -158,7 +158,7 @@ def test_a_base_model_that_the_profile_names_is_used(monkeypatch):
     named, asked = PROFILE.model_copy(update={"model": model}), []
     monkeypatch.setattr(evaluation, "load_profile", lambda name: named)
     records = [{"domain": "WEB", "answer": []}]
-    monkeypatch.setattr(evaluation, "Dataset", lambda folder: SimpleNamespace(benchmark=lambda split: records, has=lambda name: True))
+    monkeypatch.setattr(evaluation, "Dataset", lambda folder: SimpleNamespace(interval=1.0, benchmark=lambda split: records, has=lambda name: True))
     monkeypatch.setattr(evaluation, "load_to_play", lambda profile, folder: asked.append(str(folder)) or 1 / 0)
     for name in ("base", "sft"):
         with pytest.raises(ZeroDivisionError):

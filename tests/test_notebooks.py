@@ -3,7 +3,10 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -112,6 +115,7 @@ def test_code_is_thin(name):
 def test_only_names_that_exist_are_used_from_the_kit(name):
     import importlib
 
+    used = {}
     for _, source in cells(name, "code"):
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("mmduet2kit"):
@@ -119,6 +123,24 @@ def test_only_names_that_exist_are_used_from_the_kit(name):
                 for alias in node.names:
                     if not hasattr(module, alias.name):
                         importlib.import_module(f"{node.module}.{alias.name}")
+                    used[alias.asname or alias.name] = getattr(module, alias.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in used:
+                found = used[node.value.id]  # `show.table`: also the attributes, of modules and classes
+                assert not isinstance(found, ModuleType | type) or hasattr(found, node.attr), f"{node.value.id}.{node.attr}"
+
+
+def test_the_first_picture_waits_for_no_command_and_no_torch():
+    """5 s from opening a notebook to its first picture (issue 7): an import of torch alone takes longer."""
+    imports = set()
+    for name in NAMES:
+        sources = [source for _, source in cells(name, "code")]
+        first = next(k for k, source in enumerate(sources) if re.search(r"show\.(strip|timeline|curves|figure|row)\(", source))
+        before = [node for source in sources[: first + 1] for node in ast.parse(source).body]
+        assert "run_commands(" not in "".join(sources[: first + 1]), name
+        imports |= {ast.unparse(node) for node in before if isinstance(node, ast.Import | ast.ImportFrom)}
+    code = "\n".join(["from mmduet2kit import show", *sorted(imports), "import sys", "print('torch' in sys.modules)"])
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert said.stdout.strip() == "False"
 
 
 @every

@@ -192,7 +192,8 @@ def test_a_large_dataset_is_not_held_in_memory(tmp_path):
     assert peak < 0.05 * (tmp_path / "sft_2s.jsonl").stat().st_size and rows[-1].id == rows[:2][1].id == "d"
 
 
-@pytest.mark.parametrize("wrong", [["--shard", "2/2"], ["--shard", "one"], ["--corpus", "streamingbench"], ["--corpus", "mmduet2-data"], []])
+@pytest.mark.parametrize("wrong", [["--shard", "2/2"], ["--shard", "one"], ["--corpus", "streamingbench"], ["--corpus", "mmduet2-data"], ["--shares", "0.5,0.5,0"], ["--shares", "nan,0,0"],
+                                   ["--shares", "0.1,0.1"], []])  # fmt: skip
 def test_wrong_use_is_one_sentence(wrong, tmp_path, capsys):
     (tmp_path / "videos").mkdir()
     command = ["data", "build", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--annotator", "template", "--profile", "tiny", *wrong]
@@ -212,3 +213,80 @@ def test_files_that_are_no_videos_are_passed_over(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [c.video for c in own_videos(tmp_path, "web")] == ["a.MP4", str(Path("sub") / "c.mkv")]
+
+
+@pytest.fixture
+def told(tmp_path, server, monkeypatch):  # noqa: F811
+    """(server, folder of four own videos, the command that builds it); captions name the model that gave them."""
+    def answer(body):
+        system, user = body["messages"][:2]
+        if "Write" in system["content"]:
+            captions = list(json.loads(user["content"]).values())
+            return json.dumps({"questions": [{"question": f"What happens ({k})?", "answers": captions} for k in range(2)]})
+        return json.dumps({"caption" if isinstance(user["content"], list) else "answer": f"{body['model']} saw {len(server.requests)}."})
+
+    server.answer = answer
+    for k in range(4):
+        film(tmp_path / "videos" / f"film{k}.mp4", 24, k)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("MMDUET2_ANNOTATOR_MODEL", "m")
+    return server, tmp_path / "videos", ["data", "build", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--profile", "tiny", "--workers", "1"]
+
+
+def annotated(out):
+    """{video: its scenes} of all splits."""
+    return {r["name"]: r["scenes"] for s in ("sft", "rl", "dev", "test") for r in read_json(out / "scenes" / f"{s}.json")}
+
+
+def test_an_endpoint_that_is_down_stops_the_build_which_goes_on_when_it_is_up(told, tmp_path, monkeypatch, capsys):
+    server, _, command = told  # noqa: F811
+    monkeypatch.setattr("mmduet2kit.endpoint.wait_random_exponential", lambda **_: lambda state: 0)
+    answer, server.answer = server.answer, lambda body: (500, b"")
+    assert cli.main(command) == 2
+    assert "gave the annotator 'llm' no answer to" in capsys.readouterr().err and not list((tmp_path / "out" / "shards").iterdir())
+    server.answer = answer
+    assert cli.main(command) == 0 and len(annotated(tmp_path / "out")) == 4
+
+
+def test_another_model_or_other_subtitles_are_another_dataset(told, tmp_path, monkeypatch):
+    _, videos, command = told
+    seen = []
+    for change in (lambda: None, lambda: monkeypatch.setenv("MMDUET2_ANNOTATOR_MODEL", "other"),
+                   lambda: (videos / "film1.en.srt").write_text("1\n00:00:02,000 --> 00:00:08,000\nFirst.\n\n2\n00:00:10,000 --> 00:00:17,000\nThen.\n")):  # fmt: skip
+        change()
+        assert cli.main(command) == 0
+        seen.append(annotated(tmp_path / "out"))
+    by = [{scene["caption"].split()[0] for scenes in one.values() for scene in scenes} for one in seen]
+    assert by == [{"m"}, {"other"}, {"other"}] and read_json(tmp_path / "out" / "about.json")["sources"][0]["model"] == "other"
+    assert [(s["start"], s["end"]) for s in seen[2]["film1"]] == [(2.0, 8.0), (10.0, 17.0)] != [(s["start"], s["end"]) for s in seen[1]["film1"]]
+
+
+def test_shares_of_a_few_videos(told, tmp_path):
+    """By the SHA-256 of their names film0 to film3 lie 0.076, 0.487, 0.068 and 0.153 of the way."""
+    assert cli.main([*told[2], "--shares", "0.07,0.05,0.1"]) == 0
+    found = {s: {r["video"] for r in read_json(tmp_path / "out" / "scenes" / f"{s}.json")} for s in ("sft", "rl", "dev", "test")}
+    assert found == {"sft": {"film1.mp4"}, "rl": {"film2.mp4"}, "dev": {"film0.mp4"}, "test": {"film3.mp4"}}
+    assert len(read_json(tmp_path / "out" / "dev.json")) == 1 and "film3" in read_json(tmp_path / "out" / "test.json")[0]["question_id"]
+
+
+def test_two_processes_may_make_the_same_shard(world, whole, tmp_path, monkeypatch):
+    make = pipeline.os.replace
+
+    def late(half, folder):  # another one has just put it there
+        if Path(folder).parent.name == "shards":
+            shutil.copytree(half, folder)
+        make(half, folder)
+
+    monkeypatch.setattr(pipeline.os, "replace", late)
+    build(world, tmp_path / "out")
+    assert content(tmp_path / "out") == content(whole[0])
+
+
+def test_names_that_differ_in_their_endings_and_a_folder_with_something_else(tmp_path, capsys):
+    for name in ("a.mp4", "a.mkv", "b.mp4"):
+        (tmp_path / name).touch()
+    assert [clip.id for clip in own_videos(tmp_path, "web")] == ["a.mkv", "a.mp4", "b"]
+    command = ["data", "build", str(tmp_path), "--out", str(tmp_path), "--annotator", "template", "--profile", "tiny"]
+    for more in ([], ["--corpus", "mmduet2-data"]):
+        assert cli.main(command + more) == 2 and "holds something else" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 3

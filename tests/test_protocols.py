@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from mmduet2kit import cli, evaluate, evaluation, joined
 from mmduet2kit.corpus.build import Dataset, build, read_index
 from mmduet2kit.corpus.films import write_video
+from mmduet2kit.corpus.readers import READERS
 from mmduet2kit.dialogue import DEFAULT_SYSTEM, NO_REPLY, PROACTIVE_SYSTEM
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_json, read_jsonl
@@ -67,6 +69,42 @@ def test_a_benchmark_becomes_a_dataset(world):
     assert {e["item"] for e in rules["video decodes"]["examples"]} == {"gone", "frames=s05_1.mp4%Q1"}  # no film was made for TV
     (po,) = Dataset(world / "sb").benchmark("test")
     assert (po["duration"], po["video"], po["ground_truth_output"]) == (188.0, "src/videos/sample_17_proactive.mp4", "40")
+
+
+def test_replies_that_stand_in_a_conversation_are_not_shown(tmp_path):
+    (row,) = read_json(MINIATURES / "proactivevideoqa" / "WEB" / "anno.json")[:1]
+    told = row | {"conversation": [*row["conversation"], {"role": "assistant", "content": "THE ANSWER", "time": 3.0}]}
+    (tmp_path / "anno.json").write_text(json.dumps([told]))
+    (found,) = READERS["proactivevideoqa"].read(tmp_path)
+    assert found["domain"] == tmp_path.name and "THE ANSWER" not in str(push(found, 1.0, 1).turns)
+
+
+@pytest.mark.parametrize("wrong", [{"duration": None}, {"conversation": [{"role": "user", "content": "?", "time": "x"}]}, {"duration": 900.0, "answer": []}])
+def test_a_damaged_test_file_is_one_sentence(world, tmp_path, wrong, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world / "pvqa", "data")
+    Path("data/test.json").write_text(json.dumps([Dataset(world / "pvqa").benchmark("test")[0] | wrong]))
+    Path("mine.yaml").write_text(f"name: bench\nextends: tiny\nmodel: {{path: {world / 'model'}}}\ndataset: data\n")
+    assert cli.main(["evaluate", "--profile", "mine.yaml", "--model", str(world / "model")]) == 2
+    assert ".json is damaged" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_frames_that_are_too_sparse_for_the_profile_are_not_shown_twice(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(f"name: bench\nextends: tiny\nvideo: {{test_interval: 0.5}}\nmodel: {{path: {world / 'model'}}}\ndataset: {world / 'sb'}\n")
+    assert cli.main(["evaluate", "--profile", "mine.yaml", "--model", str(world / "model")]) == 2
+    assert "--intervals 0.5: give multiples of 1 s" in capsys.readouterr().err
+
+
+def test_shards_of_a_model_whose_name_has_spaces_and_one_that_fails(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(f"name: bench\nextends: tiny\nmodel: {{path: {world / 'model'}}}\ndataset: {world / 'sb'}\n")
+    given = []
+    monkeypatch.setattr(evaluation, "run_commands", lambda profile, chains, parallel: given.extend(shlex.split(one) for (one,) in chains))
+    command = ["evaluate", "--profile", "mine.yaml", "--model", "./my model", "--parallel", "2"]
+    assert cli.main(command) == 0 and [(one[one.index("--model") + 1], one[-1]) for one in given] == [("./my model", "0/2"), ("./my model", "1/2")]
+    monkeypatch.undo(), monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 2 and "that folder does not exist" in capsys.readouterr().err
 
 
 def test_a_join_holds_what_its_parts_hold(world):
@@ -247,7 +285,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(run, world, capsys, monkeypatc
 
 def test_questions_domains_and_development_videos_that_are_not_there(world, tmp_path, capsys):
     profile, tests = load_profile("tiny"), [RECORD | {"domain": "MAGQA"}]
-    dataset = SimpleNamespace(folder="datasets/mine", benchmark=lambda split: tests, has=lambda name: False, domains=lambda split: [])
+    dataset = SimpleNamespace(folder="datasets/mine", interval=1.0, benchmark=lambda split: tests, has=lambda name: False, domains=lambda split: [])
     args = SimpleNamespace(model="rl", domains="", intervals="", extras="po", protocol="push", shard=(0, 1), parallel=1)
     with pytest.raises(UserError, match="How many frames a turn of 'MAGQA'"):
         evaluation.wanted(args, profile, dataset)

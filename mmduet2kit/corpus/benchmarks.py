@@ -15,9 +15,9 @@ def proactivevideoqa(folder: Path):
     for path in files(folder, "*/anno.json", "anno.json"):
         for row in _json(path):
             def make(row=row, path=path):
-                domain = path.parent.name if path.parent != folder else folder.name
+                domain = path.parent.resolve().name
                 place = (path.parent / "videos" / row["video"]).relative_to(folder)
-                said = [{"role": turn["role"], "content": str(turn["content"]), "time": seconds(turn["time"])} for turn in row["conversation"]]
+                said = [{"role": turn["role"], "content": str(turn["content"]), "time": seconds(turn["time"])} for turn in row["conversation"] if turn["role"] == "user"]
                 answers = [{"role": "assistant", "content": str(a["content"]), "related_timespan": _pair(a["related_timespan"]),
                             "reply_timespan": _pair(a["reply_timespan"])} for a in row["answer"]]  # fmt: skip
                 return {"video": str(place), "question_id": str(row["question_id"]), "domain": domain, "duration": seconds(row["duration"]),

@@ -34,6 +34,11 @@ class Dataset:
         """What this dataset was made from."""
         return (self.folder / STAMP).read_text()
 
+    @property
+    def interval(self) -> float:
+        """Seconds between the frames that it stores."""
+        return self._read("frames.json", lambda _: float(read_index(self.folder)["interval"]))
+
     def has(self, name: str) -> bool:
         """Whether it holds this file: a dataset of real videos has no onsets, and may have no offline questions."""
         return (self.folder / name).is_file()
@@ -43,11 +48,11 @@ class Dataset:
         wanted = [f"sft_{interval:g}s.jsonl", f"rl_{interval:g}s.jsonl", "offline_sft.jsonl", "dev.json", "test.json", "frames.json"]
         if missing := [name for name in (*wanted, "scenes/sft.json", "scenes/rl.json", "ledger.json", STAMP) if not self.has(name)]:
             raise UserError(f"The dataset {self.folder} lacks {', '.join(missing)}: put or link a built one there, or change `dataset`.")
-        step = self._read("frames.json", lambda _: interval / read_index(self.folder)["interval"])
+        step = interval / self.interval
         for name, rows in (("sft", self.sft(interval)[:1]), ("rl", [s.dialogue for s in self.rl(interval)[:1]]), ("offline", self.offline("sft")[:1])):
             if name != "offline" and not rows:
                 raise UserError(f"{self.folder} holds no {name} dialogues with a frame every {interval:g} s: build it from more videos (of 100 "
-                                "`mmduet2 data build` takes about 4 for RL, 1 for development, 2 for tests).")  # fmt: skip
+                                "`mmduet2 data build` takes about 4 for RL, 1 for development, 2 for tests; --shares changes that).")  # fmt: skip
             if name != "offline" and [d.interval for d in rows] != [interval] or abs(step - round(step)) > 1e-6:
                 raise UserError(f"{self.folder}: {name} does not begin with a frame every {interval:g} s: build it with the profile's intervals.")
             self._read("frames.json", lambda _, rows=rows: [self.frames(d) for d in rows])
@@ -78,8 +83,11 @@ class Dataset:
         return self._lines(f"rl_{interval:g}s.jsonl", from_rl_row)
 
     def benchmark(self, split: str) -> list[dict]:
-        needed = ("question_id", "domain", "conversation", "answer")
-        return self._read(f"{split}.json", lambda path: [row for row in read_json(path) if [row[name] for name in needed]])
+        def sound(row: dict) -> tuple:  # raises what `_read` tells
+            times = row["duration"], *(turn["time"] for turn in row["conversation"]), *(t for gold in row["answer"] for t in gold["reply_timespan"])
+            return row["question_id"], row["domain"], sum(times)
+
+        return self._read(f"{split}.json", lambda path: [row for row in read_json(path) if sound(row)])
 
     @lru_cache(maxsize=4096)  # noqa: B019 - memory maps; a dataset lives as long as its process
     def _video(self, video: str) -> tuple[np.ndarray, float]:
@@ -92,7 +100,7 @@ class Dataset:
         """The dialogue's frames (or these of them) in order: uint8 [N, H, W, 3]."""
         pictures, stored = self._video(dialogue.video)
         wanted = dialogue.frame_indices() if indices is None else indices
-        return np.asarray(pictures[[round(i * dialogue.interval / stored) for i in wanted]])
+        return self._read("frames.json", lambda _: np.asarray(pictures[[round(i * dialogue.interval / stored) for i in wanted]]))
 
 
 @lru_cache(maxsize=8)
@@ -103,7 +111,7 @@ def read_index(folder: Path) -> dict:
 
 def made_by(settings: dict) -> str:
     """Digest of what data is made by: settings and the code of this folder."""
-    source = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
+    source = "".join(path.read_text() for path in sorted([*Path(__file__).parent.glob("*.py"), Path(__file__).with_name("prompts.yaml")]))
     return sha256_text(json.dumps(settings, sort_keys=True) + source)
 
 

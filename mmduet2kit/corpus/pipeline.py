@@ -9,6 +9,7 @@ number of videos: a shard is the most that is held.
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ from .build import SEGMENTS, made_by
 from .dialogues import benchmark_record, build_dialogue, build_segments, frame_count
 from .gates import Limits, gate
 from .readers import Bad, Clip
-from .scenes import LOOK_S, between, cuts, evened, speech
+from .scenes import LOOK_S, beside, between, cuts, digest, evened, speech
 from .video import FilterLedger, cached_frames, frames
 
 SHARD = 64  # clips
@@ -39,7 +40,7 @@ OFFLINE_FRAMES = 64  # upstream: of an offline video, at most, a second apart
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build is made with. shares: of the clips for rl, dev and test; the rest is for SFT."""
+    """What a build is made with. annotator: which, by what model, and the judge. shares: of the clips for rl, dev and test; the rest is for SFT."""
 
     profile: Profile
     annotator: str
@@ -49,7 +50,7 @@ class Plan:
     def key(self) -> str:
         """What every shard is made by, its clips apart."""
         sections = {name: getattr(self.profile, name).model_dump(mode="json") for name in ("video", "dialogue")}
-        sections["segment"] = self.profile.rl.segment_turns, self.profile.rl.segment_seconds
+        sections["segment"] = self.profile.rl.segment_turns, self.profile.rl.segment_seconds, self.profile.world.seed
         return made_by(sections | {"annotator": self.annotator, "shares": self.shares})
 
     def split(self, video: str) -> str:
@@ -69,9 +70,10 @@ def stretch(clip: Clip) -> str:
 
 def own_videos(folder: Path, domain: str) -> Iterator[Clip | Bad]:
     """Somebody's own videos under a folder, in order; files whose name is no video's are passed over."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in VIDEOS and path.is_file():
-            yield Clip(str(path.relative_to(folder).with_suffix("")), "own", str(path.relative_to(folder)), domain)
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS and path.is_file()]
+    names = Counter(path.with_suffix("") for path in paths)
+    for path in paths:
+        yield Clip(str(path.with_suffix("") if names[path.with_suffix("")] == 1 else path), "own", str(path), domain)
 
 
 def look(source: Path, out: Path, stored: float, tokens: int, clip: Clip) -> dict:
@@ -161,7 +163,8 @@ def clip_rows(plan: Plan, annotator: Annotator, judge, pictures: np.ndarray, cli
 def shard_folder(plan: Plan, source: Path, out: Path, number: int, clips: Sequence[Clip | Bad]) -> Path:
     """Where a shard lies; the name says what it is made from."""
     sizes = [(source / c.video).stat().st_size if isinstance(c, Clip) and (source / c.video).is_file() else -1 for c in clips]
-    key = sha256_text(plan.key + json.dumps([[asdict(c) for c in clips], sizes], sort_keys=True))
+    said = [digest(file) for c in clips if isinstance(c, Clip) and c.corpus == "own" and (file := beside(source / c.video))]
+    key = sha256_text(plan.key + json.dumps([[asdict(c) for c in clips], sizes, said], sort_keys=True))
     return out / "shards" / f"{number:06d}-{key[:16]}"
 
 
@@ -176,6 +179,8 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
     pictures = [np.load(out / "frames" / one["cache"], mmap_mode="r") for _, one in usable]
     with ThreadPoolExecutor(getattr(annotator, "parallel", 1)) as threads:
         made = list(threads.map(partial(clip_rows, plan, annotator, judge), pictures, *zip(*usable)))
+    for asks in (one for one in (annotator, getattr(judge, "judge", judge)) if hasattr(one, "endpoint")):
+        asks.endpoint.settle()
     rows: dict[str, list[dict]] = {name: [] for name in file_names(plan)}
     for some, one in made:
         ledger.add(one.rows())
@@ -187,7 +192,12 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
         write_jsonl(partial_folder / f"{name}.jsonl", some)
     write_json(partial_folder / "frames.json", {stretch(c): {"cache": one["cache"], "first": one["first"]} for c, one in usable})
     write_json(partial_folder / "ledger.json", ledger.rows())
-    os.replace(partial_folder, folder)
+    try:
+        os.replace(partial_folder, folder)
+    except OSError:  # another process was quicker: what it made has the same bytes
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(partial_folder)
 
 
 def build_corpus(plan: Plan, annotator: Annotator, judge, clips: Iterable[Clip | Bad], source: Path, out: Path, *, part: tuple[int, int] = (0, 1),
@@ -212,12 +222,14 @@ def join(plan: Plan, out: Path, shards: Sequence[Path]) -> None:
     ledger, index = FilterLedger(), {}
     names = sorted({path.name for shard in shards for path in shard.glob("*.jsonl")})
     for name in names:
-        half = out / f".{name}.partial"
+        half = out / f".{name}.{os.getpid()}.partial"
         with open(half, "wb") as into:
             for shard in shards:
                 with open(shard / name, "rb") as some:
                     shutil.copyfileobj(some, into)
         os.replace(half, out / name)
+    for old in (path for path in out.glob("*_*.jsonl") if path.name not in names):  # of a build at other intervals
+        old.unlink()
     for shard in shards:
         ledger.add(read_json(shard / "ledger.json"))
         index |= read_json(shard / "frames.json")

@@ -8,6 +8,7 @@ import numpy as np
 import pysubs2
 
 from ..errors import UserError
+from ..files import sha256_file
 from .readers import Span, sentences
 
 SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")
@@ -15,14 +16,26 @@ LOOK_S = 0.25  # how often a video is looked at for cuts, s
 SHORTEST, LONGEST = 3.0, 20.0  # of a scene, s: shorter ones join the next, longer ones are cut evenly
 
 
+def beside(path: Path) -> Path | None:
+    """The subtitle file of a video: film.srt of film.mp4, or film.en.srt; None where there is none."""
+    return next((one for suffix in (*SUFFIXES, *(f".en{suffix}" for suffix in SUFFIXES)) if (one := path.with_suffix(suffix)).is_file()), None)
+
+
+def digest(path: Path) -> str:
+    """Of what a subtitle file says; nothing where it cannot be read, which the ledger says later."""
+    try:
+        return sha256_file(path)
+    except OSError:
+        return ""
+
+
 def speech(path: Path, duration: float) -> tuple[Span, ...]:
-    """Sentences of a video's subtitles: of a file of its name beside it, else of its own first subtitle stream; () without.
+    """Sentences of a video's subtitles: of a file of its name beside it (`beside`), else of its own first subtitle stream; () without.
 
     Cues out of order are sorted; those that are empty, begin before 0 or after the end, or last no time are left out; what a
     rolling caption repeats of the line before is taken once.
     """
-    beside = next((one for suffix in SUFFIXES if (one := path.with_suffix(suffix)).is_file()), None)
-    cues = _file(beside) if beside else _embedded(path)
+    cues = _file(file) if (file := beside(path)) else _embedded(path)
     kept: list[Span] = []
     before: list[str] = []
     for start, end, text in sorted(cues):
