@@ -215,7 +215,7 @@ def build_released(samples: Iterator[Sample | Bad], folder: Path, out: Path, tok
         while batch := list(islice(samples, BATCH)):
             good = [s for s in batch if ledger.check("record can be read", getattr(s, "id", ""), isinstance(s, Sample), getattr(s, "reason", ""))]
             if not find_spec("h5py") and any(":::" in name for s in good for name in s.pictures):
-                raise UserError("The release's pictures lie in HDF5 files, which need h5py: pip install -e '.[released]', then start again.")
+                raise UserError("The release's pictures lie in HDF5 files, which need h5py: pip install -e '.[dev]', then start again.")
             for sample, made in zip(good, side_by_side(partial(store, folder, out, tokens), good, workers)):
                 dialogue = sample.dialogue
                 if not ledger.check("pictures are there", dialogue.id, not isinstance(made, str), made if isinstance(made, str) else ""):

@@ -150,7 +150,7 @@ def test_without_h5py_it_is_one_sentence(release, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(released, "find_spec", lambda name: None if name == "h5py" else find(name))
     assert build(release[0], tmp_path / "out") == 2
     told = capsys.readouterr().err
-    assert len(told.strip().splitlines()) == 1 and "pip install -e '.[released]'" in told
+    assert len(told.strip().splitlines()) == 1 and "pip install -e '.[dev]'" in told
 
 
 def test_what_can_be_trained_on(release, tmp_path, capsys):
