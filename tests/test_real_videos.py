@@ -78,7 +78,7 @@ def shown(stage: str) -> str:
     return "\n".join("".join(output.get("text") or output["data"].get("text/html", "")) for output in outputs)
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_all_ten_notebooks_run_on_a_dataset_of_videos_of_one_domain(ran):
     dataset, _ = ran
     assert dataset.domains("test") == dataset.domains("dev") == ["EGO"] and not dataset.has("onsets/test.json")
@@ -87,7 +87,7 @@ def test_all_ten_notebooks_run_on_a_dataset_of_videos_of_one_domain(ran):
     assert (RUN / "report.html").stat().st_size > 10_000 and len(read_json(RUN / "claims.json")) > 20
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_what_cannot_be_measured_says_not_run_and_why(ran):
     said = {stage[:2]: shown(stage) for stage in STAGES}
     assert "Best blind guess: NOT RUN" in said["01"] and "only decoded frames" in said["01"] and "Splits share no video: True" in said["01"]
@@ -99,7 +99,7 @@ def test_what_cannot_be_measured_says_not_run_and_why(ran):
     assert re.search(r"WEB: NOT RUN, as \S+ has no test videos of WEB", said["07"])
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_tables_and_figures_hold_what_there_is(ran):
     tables = {number: read_csv(RUN / "results" / f"table{number}.csv") for number in range(1, 8)}
     assert [(row["type"], int(row["videos"]), row["source"]) for row in tables[1]] == [("Ego Centric", 12, str(ran[0].folder))]
