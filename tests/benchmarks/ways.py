@@ -123,6 +123,24 @@ class Generated(Full):
         )  # fmt: skip
 
 
+def full_batched(model, processor, encoder, sessions, scripts) -> None:
+    """Full re-encoding of many dialogues side by side: at each turn a batch without any cache, by the same batched forward as the kit's.
+
+    sessions: with `start`, `frames` [N, H, W, 3] and `turns` of a frame each; scripts: the replies' ids, by session and turn.
+    """
+    told = [list(session.start) for session in sessions]
+    for k in range(len(sessions[0].turns)):
+        stream = Stream(model, encoder, processor.image_processor, len(sessions), ahead=False)
+        seen = stream.see(np.concatenate([session.frames[: k + 1] for session in sessions])).split(k + 1)
+        for ids, session in zip(told, sessions):
+            ids += encoder.user(session.turns[k]) + encoder.header
+        rows = range(len(sessions))
+        hidden = stream.feed(rows, [list(ids) for ids in told], seen)
+        said = stream.speak(rows, hidden, Scripted([[script[k]] for script in scripts]), 32)
+        for ids, spoken in zip(told, said):
+            ids += spoken.ids + encoder.closing(spoken.ids)
+
+
 class Kit:
     """The kit's stream, one session."""
 
