@@ -21,21 +21,28 @@ from mmduet2kit.corpus.readers import READERS
 from mmduet2kit.dialogue import NO_REPLY, SUBTITLE, Dialogue, Turn
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_json, write_atomic
+from mmduet2kit.protocols import push
 from mmduet2kit.report import FIGURES, TEMPLATES
 
 SIDE, QUALITY, PICTURES = 160, 55, 30  # of a dialogue's pictures: pixels of the longer side, JPEG quality, how many at most
 TYPES = {"train_web": "Web Videos", "train_ego": "Ego Centric"}  # the paper's words
+TESTS = {"validation": "dev.json", "test": "test.json"}  # the hub's names of the splits
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def opened(folder: Path) -> tuple[Dataset, float]:
-    """A dataset, and the coarsest interval of its SFT dialogues (s), which is the paper's; UserError where there is none."""
+def opened(folder: Path) -> tuple[Dataset, float | None]:
+    """A dataset, and the coarsest interval of its SFT dialogues (s), which is the paper's, or None where it holds tests alone; UserError without either."""
     found = {float(m[1]) for path in Path(folder).glob("sft_*s.jsonl") if (m := re.fullmatch(r"sft_([\d.]+)s\.jsonl", path.name))}
     filled = [every for every in found if (Path(folder) / f"sft_{every:g}s.jsonl").stat().st_size]
-    if not (filled and (Path(folder) / "frames.json").is_file()):
-        raise UserError(f"{folder} holds no SFT dialogues (sft_*s.jsonl, frames.json): give a folder that `mmduet2 data` has built; a benchmark, "
-                        "or a build whose --shares left none, has them when it is joined with training data (mmduet2 data join).")  # fmt: skip
-    return Dataset(Path(folder)), max(filled)
+    dataset = Dataset(Path(folder))
+    if not dataset.has("frames.json") or not (filled or tests(dataset)):
+        raise UserError(f"{folder} holds neither SFT dialogues (sft_*s.jsonl, frames.json) nor tests (test.json): give a folder that `mmduet2 data` has built.")
+    return dataset, max(filled, default=None)
+
+
+def tests(dataset: Dataset) -> dict[str, list[dict]]:
+    """{split: records} of the benchmark files that hold any, as the Hugging Face hub names splits."""
+    return {split: rows for split, name in TESTS.items() if dataset.has(name) and (rows := dataset.benchmark(Path(name).stem))}
 
 
 def sample(dialogues: Sequence[Dialogue], count: int, seed: int = 0) -> list[Dialogue]:
@@ -53,7 +60,7 @@ def sample(dialogues: Sequence[Dialogue], count: int, seed: int = 0) -> list[Dia
 def blocks(dialogue: Dialogue) -> Iterator[dict]:
     """The turns as a reader wants them: {"from", "until" (s), "text", "reply", "turns", "frames"}; silent ones in a row are one."""
     def plain(item: tuple[float, Turn]) -> bool:
-        return item[1].reply == NO_REPLY and not item[1].text
+        return item[1].reply in (NO_REPLY, None) and bool(item[1].frames) and not item[1].text
 
     before = dialogue.skipped * dialogue.interval
     for silent, run in groupby(zip(dialogue.times(), dialogue.turns), plain):
@@ -105,18 +112,37 @@ def ledger(dataset: Dataset) -> list[dict]:
 
 
 def look(folder: Path, out: Path | None, count: int) -> Path:
-    """Write the page about `count` sampled dialogues (default: look.html in the dataset's folder); its path."""
+    """Write the page about `count` sampled dialogues (default: look.html in the dataset's folder); its path.
+
+    Where a dataset holds tests alone they are shown as the push protocol plays them, with their gold spans and no replies.
+    """
     if count < 1:
         raise UserError(f"--count {count}: give how many dialogues to look at, at least 1.")
     dataset, every = opened(folder)
-    dialogues = dataset.sft(every)
+    dialogues = dataset.sft(every) if every else [push(record, dataset.interval, 1) for rows in tests(dataset).values() for record in rows]
     page = TEMPLATES.get_template("dataset.html").render(
-        css=Markup((FIGURES / "page.css").read_text()), name=dataset.folder.resolve().name, every=every, total=len(dialogues), rules=ledger(dataset),
+        css=Markup((FIGURES / "page.css").read_text()), name=dataset.folder.resolve().name, every=every or dataset.interval, total=len(dialogues),
+        what="SFT dialogues" if every else "test questions", rules=ledger(dataset),
         share=silence(dialogues), sampled=[shown(dataset, one) for one in sample(dialogues, count)], NO_REPLY=NO_REPLY)  # fmt: skip
     return write_atomic(out or dataset.folder / "look.html", page)
 
 
-def statistics(dataset: Dataset, every: float) -> list[dict]:
+def tested(dataset: Dataset) -> list[dict]:
+    """What the benchmark files hold, by split and domain: questions, videos and their mean length (s), gold spans and theirs (s), user texts a question."""
+    groups = defaultdict(list)
+    for split, rows in tests(dataset).items():
+        for row in rows:
+            groups[split, row["domain"]].append(row)
+    out = []
+    for (split, domain), rows in groups.items():
+        lengths = {row["video"]: row["duration"] for row in rows}
+        spans = [end - start for row in rows for start, end in (gold["reply_timespan"] for gold in row["answer"])]
+        out.append({"split": split, "domain": domain, "questions": len(rows), "videos": len(lengths), "length": float(np.mean([*lengths.values()])),
+                    "spans": len(spans), "span": float(np.mean(spans)) if spans else None, "texts": sum(len(row["conversation"]) for row in rows) / len(rows)})  # fmt: skip
+    return out
+
+
+def statistics(dataset: Dataset, every: float | None) -> list[dict]:
     """Table 1 of any dataset, and what else is counted by kind of video; read a dialogue at a time.
 
     videos and their length: of what SFT and RL are made from. Questions and answer turns are means over dialogues: those of
@@ -126,7 +152,7 @@ def statistics(dataset: Dataset, every: float) -> list[dict]:
     for split in ("sft", "rl"):
         for record in load_scenes(dataset.folder, split) if dataset.has(f"scenes/{split}.json") else ():
             lengths[record["domain"]].append(record["duration"])
-    for dialogue in dataset.sft(every):
+    for dialogue in dataset.sft(every) if every else ():
         texts = {turn.text for turn in dialogue.turns if turn.text and not turn.text.startswith(SUBTITLE)}
         replies = [turn.reply for turn in dialogue.turns if turn.reply is not None]
         spoken = sum(reply != NO_REPLY for reply in replies)
@@ -138,16 +164,16 @@ def statistics(dataset: Dataset, every: float) -> list[dict]:
             for name in sorted({*lengths, *found})]  # fmt: skip
 
 
-def parts(dataset: Dataset, every: float) -> dict[str, dict[str, str]]:
+def parts(dataset: Dataset, every: float | None) -> dict[str, dict[str, str]]:
     """{configuration: {split: file}} of the files that hold rows; the SFT dialogues at `every` s come first."""
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     for path in sorted(dataset.folder.glob("*.jsonl")):
         kind, _, rest = path.stem.partition("_")
         if kind in ("sft", "rl", "offline") and path.stat().st_size:
             rows["offline" if kind == "offline" else path.stem][rest if kind == "offline" and rest != "sft" else "train"] = path.name
-    tests = {split: f"{name}.json" for name, split in (("dev", "validation"), ("test", "test")) if dataset.has(f"{name}.json") and dataset.benchmark(name)}
-    main = f"sft_{every:g}s"
-    return {main: rows.pop(main), **rows, **({"benchmark": tests} if tests else {})}
+    benchmark = {split: TESTS[split] for split in tests(dataset)}
+    main = {name: rows.pop(name) for name in (f"sft_{every:g}s",)} if every else {}
+    return main | rows | ({"benchmark": benchmark} if benchmark else {})
 
 
 def licence(sources: Sequence[dict]) -> str:
@@ -167,17 +193,18 @@ def card(folder: Path, out: Path | None, files: dict[str, dict[str, str]] | None
     told = dataset._read("about.json", lambda path: read_json(path)["sources"] if path.is_file() else [])
     sources = [dict.fromkeys(("corpus", "annotator", "model", "kit", "profile"), "") | {"settings": {}} | one for one in told]
     files, kinds = files or parts(dataset, every), statistics(dataset, every)
-    total = sum(kind["dialogues"] for kind in kinds if "dialogues" in kind)
+    total, benchmark = sum(kind["dialogues"] for kind in kinds if "dialogues" in kind), tested(dataset)
+    size = total + sum(one["questions"] for one in benchmark)
     name = dataset.folder.resolve().name
     head = {"pretty_name": name, "license": licence(sources), "language": ["en"], "task_categories": ["video-text-to-text"],
-            "size_categories": [next((word for most, word in SIZES if total < most), "n>1M")], "tags": ["proactive", "streaming-video", "mmduet2"],
+            "size_categories": [next((word for most, word in SIZES if size < most), "n>1M")], "tags": ["proactive", "streaming-video", "mmduet2"],
             "configs": [{"config_name": one, "data_files": [{"split": split, "path": path} for split, path in splits.items()]} | ({"default": True} if not k else {})
                         for k, (one, splits) in enumerate(files.items())]}  # fmt: skip
     if head["license"] == "other":
         head |= {"license_name": "those-of-the-source-corpora"}
     corpora = [READERS[one] for one in dict.fromkeys(s["corpus"] for s in sources) if one in READERS]
     text = TEMPLATES.get_template("dataset.md.jinja").render(
-        head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True), name=name, every=every, kinds=kinds, total=total, sources=sources, files=files,
+        head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True), name=name, every=every or dataset.interval, kinds=kinds, total=total, benchmark=benchmark, sources=sources, files=files,
         corpora=corpora, own=any(s["corpus"] not in READERS for s in sources), rules=ledger(dataset), stamp=dataset.key[:12], version=__version__, cell=cell,
         silent=sum(kind.get("silent", 0) for kind in kinds), turns=sum(kind.get("turns", 0) for kind in kinds), without=sum(kind.get("without", 0) for kind in kinds),
         sorts=sum((Counter({key[5:]: n for key, n in kind.items() if key.startswith("kind ")}) for kind in kinds), Counter()))  # fmt: skip

@@ -25,7 +25,7 @@ from .corpus.readers import WRONG, Bad, files, reader
 from .corpus.video import CACHE, FilterLedger, fit_size, frames, resized
 from .dialogue import NO_REPLY, Dialogue, Gold, Segment, Turn, from_sft_row, to_rl_row, to_sft_row
 from .errors import UserError
-from .files import STAMP, read_json, sha256_text, write_atomic, write_json
+from .files import STAMP, fingerprint, read_json, sha256_text, write_atomic, write_json
 from .progress import side_by_side
 
 FORCED = re.compile(r"^I must reply( now)?\.\n")  # upstream: a prefix that SFT masks and inference forces; no part of the reply
@@ -177,8 +177,8 @@ def filmed(folder: Path, sample: Sample, tokens: int) -> list[np.ndarray]:
 def store(folder: Path, out: Path, tokens: int, sample: Sample) -> tuple[str, int] | str:
     """Write a sample's pictures, resized like decoded ones, as a frame cache unless it is there: (its name, how many), or what is wrong."""
     places = sorted({local(name) for name in sample.pictures or (sample.film,)})
-    sizes = [(folder / place).stat().st_size if (folder / place).is_file() else -1 for place in places]
-    key = sha256_text(json.dumps([sample.pictures, sample.film, sample.start, sample.end, sizes, tokens, CACHE]))
+    films = [fingerprint(folder / place) for place in places]
+    key = sha256_text(json.dumps([sample.pictures, sample.film, sample.start, sample.end, films, tokens, CACHE]))
     cache = out / "frames" / f"{key}.npy"
     half = cache.with_name(f".{cache.name}.{os.getpid()}.partial")
     try:

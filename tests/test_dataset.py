@@ -130,6 +130,21 @@ def test_a_card_says_what_it_does_not_know(made, capsys):
     assert cli.main(["data", "card", str(made)]) == 2 and "about.json is damaged" in capsys.readouterr().err
 
 
+def test_a_benchmark_alone_has_a_card_a_page_and_a_copy(made, tmp_path):
+    for path in (*made.glob("sft_*"), *made.glob("rl_*"), *made.glob("scenes/*")):
+        path.unlink()
+    assert cli.main(["data", "card", str(made)]) == 0
+    head, body = front((made / "README.md").read_text())
+    assert [c["config_name"] for c in head["configs"]] == ["benchmark"] and head["size_categories"] == ["n<1K"]
+    assert "1 test questions" in body and "Table 1" not in body and "nothing to train on" in body
+    assert "| test | `WEB` | 1 | 1 | 15.0 | 1 | 9.0 | 1.0 |" in body and not re.search(r"\n{4}", body)
+    html = page.look(made, None, 3).read_text()
+    assert "1 of 1 test questions" in html and "A dog." in html and "What?" in html and "which the model answers" in html and "data:image/jpeg" in html
+    out = export.export(made, tmp_path / "out", "png", 1)
+    (row,) = load_dataset(str(out), split="test", cache_dir=str(tmp_path / "cache"))
+    assert row["question_id"] == "one=Q" and len(row["images"]) == 8
+
+
 @pytest.mark.parametrize("corpora, licence", [(["procedural"], "apache-2.0"), (["live-whisperx"], "other"), (["egoexolearn", "procedural"], "other"),
                                               (["own videos"], "other"), ([], "other")])  # fmt: skip
 def test_a_licence_is_named_only_where_the_corpora_name_one(corpora, licence):

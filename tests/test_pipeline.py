@@ -21,7 +21,7 @@ from mmduet2kit.corpus.films import make_films, write_video
 from mmduet2kit.corpus.pipeline import Plan, build_corpus, join, own_videos
 from mmduet2kit.corpus.readers import READERS
 from mmduet2kit.dialogue import NO_REPLY, Dialogue, Turn, to_sft_row
-from mmduet2kit.files import read_json
+from mmduet2kit.files import fingerprint, read_json
 from mmduet2kit.profile import load_profile
 from mmduet2kit.score import get_judge
 
@@ -259,6 +259,18 @@ def test_another_model_or_other_subtitles_are_another_dataset(told, tmp_path, mo
     by = [{scene["caption"].split()[0] for scenes in one.values() for scene in scenes} for one in seen]
     assert by == [{"m"}, {"other"}, {"other"}] and read_json(tmp_path / "out" / "about.json")["sources"][0]["model"] == "other"
     assert [(s["start"], s["end"]) for s in seen[2]["film1"]] == [(2.0, 8.0), (10.0, 17.0)] != [(s["start"], s["end"]) for s in seen[1]["film1"]]
+
+
+def test_a_film_that_was_replaced_is_made_anew_though_its_size_is_the_same(world, tmp_path):
+    folder, profile = world
+    source = shutil.copytree(folder, tmp_path / "source")
+    before = build((source, profile), tmp_path / "out")
+    film = sorted((source / "videos" / "sft").iterdir())[0]
+    bytes_ = bytearray(film.read_bytes())
+    bytes_[-1] ^= 1
+    film.write_bytes(bytes_)
+    after = [shard for shard in build((source, profile), tmp_path / "again") if shard.name not in {one.name for one in before}]
+    assert len(after) == 1 and fingerprint(tmp_path / "nowhere") == ""
 
 
 def test_shares_of_a_few_videos(told, tmp_path):

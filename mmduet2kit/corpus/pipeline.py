@@ -22,7 +22,7 @@ import numpy as np
 
 from ..dialogue import DEFAULT_SYSTEM, NO_REPLY, Dialogue, Turn, to_rl_row, to_sft_row
 from ..errors import UserError
-from ..files import STAMP, read_json, read_jsonl, sha256_text, write_atomic, write_json, write_jsonl
+from ..files import STAMP, fingerprint, read_json, read_jsonl, sha256_text, write_atomic, write_json, write_jsonl
 from ..profile import Profile
 from ..progress import side_by_side
 from .annotate import Annotator, Scene
@@ -162,9 +162,9 @@ def clip_rows(plan: Plan, annotator: Annotator, judge, pictures: np.ndarray, cli
 
 def shard_folder(plan: Plan, source: Path, out: Path, number: int, clips: Sequence[Clip | Bad]) -> Path:
     """Where a shard lies; the name says what it is made from."""
-    sizes = [(source / c.video).stat().st_size if isinstance(c, Clip) and (source / c.video).is_file() else -1 for c in clips]
+    films = [fingerprint(source / c.video) if isinstance(c, Clip) else "" for c in clips]
     said = [digest(file) for c in clips if isinstance(c, Clip) and c.corpus == "own" and (file := beside(source / c.video))]
-    key = sha256_text(plan.key + json.dumps([[asdict(c) for c in clips], sizes, said], sort_keys=True))
+    key = sha256_text(plan.key + json.dumps([[asdict(c) for c in clips], films, said], sort_keys=True))
     return out / "shards" / f"{number:06d}-{key[:16]}"
 
 
