@@ -6,7 +6,7 @@ It is report code: `figure3` is the one place outside evaluation that opens the 
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, sentence
 from mmduet2kit.dialogue import NO_REPLY, Dialogue
 from mmduet2kit.files import read_json, write_atomic, write_csv, write_json
 from mmduet2kit.profile import Profile
-from mmduet2kit.score import Judge, MemoJudge, get_judge
+from mmduet2kit.protocols import push
+from mmduet2kit.score import Judge, MemoJudge, get_judge, judge_of
 
 SPLITS = ("base", "sft", "rl", "dev", "test")
 FRAMES = 24  # of a figure, at most
+LOOK_TESTS = 20  # test videos among which one is looked for
 LOOK = 2000  # dialogues among which an example is looked for
 IMMEDIATE_S = 0.5  # a gold span shorter than this is an immediate answer (upstream evaluator)
 
@@ -158,3 +160,34 @@ def figure3(profile: Profile, dataset: Dataset) -> Path:
         frame["in_scene"] = scene["start"] <= frame["time"] < scene["end"]
     found = {"frames": frames, "caption": scene["caption"], "span": [scene["start"], scene["end"]], "onset": onset}
     return write_json(profile.results / "figure3.json", found)
+
+
+def before_after(profile: Profile, dataset: Dataset, said: Mapping[str, Mapping[str, Sequence[tuple[float, str]]]],
+                 onsets: Mapping[tuple[str, float], float]) -> Path | None:  # fmt: skip
+    """before_after.json: what models ({name: {question: [(s, text)]}}) said of one test video; None without test videos.
+
+    Not chosen by what they said: of the first LOOK_TESTS of WEB (else of the first domain) the one with the most gold spans.
+    A reply is right when the profile's judge gives it the full score for a span that it lies in. onsets: evaluate.load_onsets's, or {}.
+    """
+    tests = dataset.benchmark("test")
+    domain = next((r["domain"] for r in tests if r["domain"] == "WEB"), tests[0]["domain"] if tests else "")
+    record = max([r for r in tests if r["domain"] == domain][:LOOK_TESTS], key=lambda r: len(r["answer"]), default=None)
+    if record is None:
+        return None
+    every = profile.video.test_interval
+    shown, judge = push(record, every, profile.video.test_frames_per_turn.get(domain, 1)), judge_of(profile)
+    gold = [{"start": g.start, "end": g.end, "text": g.text, "onset": onsets.get((record["video"], g.start))} for g in shown.gold]
+
+    def right(time: float, text: str, one: dict) -> bool:
+        return one["start"] <= time <= one["end"] and judge.correctness(record["conversation"][0]["content"], one["text"], text, 4) == 4
+
+    models = {}
+    for name, heard in said.items():
+        replies = [{"time": t, "text": text, "right": any(right(t, text, one) for one in gold)} for t, text in heard.get(record["question_id"], ())]
+        first = [(one["onset"], next((r["time"] for r in replies if right(r["time"], r["text"], one)), -1)) for one in gold if one["onset"] is not None]
+        models[name] = {"replies": replies, "first_right": [pair for pair in first if pair[1] >= pair[0]]}
+    indices = shown.frame_indices()
+    found = {"question": record["conversation"][0]["content"], "interval": every, "models": models, "gold": gold,
+             "decisions": [t for t, turn in zip(shown.times(), shown.turns) if turn.frames],
+             "frames": _stills(profile, dataset, shown, indices[:: -(-len(indices) // FRAMES)], "before_after")}  # fmt: skip
+    return write_json(profile.results / "before_after.json", found)

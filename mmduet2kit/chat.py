@@ -62,7 +62,7 @@ class ChatEncoder:
         ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIALS}
         self.im_start, self.im_end = ids["<|im_start|>"], ids["<|im_end|>"]
         self.image_pad = ids["<|image_pad|>"]
-        self.newline = self._text("\n")
+        self.newline = [*self._text("\n")]
         self.header = [self.im_start, *self._text("assistant\n")]
         if form == "frames":  # the user's turn is still open when the model speaks
             self.header = [self.im_end, *self.newline, *self.header]
@@ -85,11 +85,8 @@ class ChatEncoder:
         return self.sizes[tokens]
 
     @lru_cache(maxsize=65536)  # noqa: B019 - one encoder lives as long as its process
-    def _words(self, text: str) -> tuple[int, ...]:
+    def _text(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _text(self, text: str) -> list[int]:
-        return list(self._words(text))
 
     def system(self, text: str) -> list[int]:
         return [self.im_start, *self._text(f"system\n{text}"), self.im_end, *self.newline]
@@ -98,7 +95,7 @@ class ChatEncoder:
         """A user turn, closed: frames, then text. In the format `frames` it stays open, and `begun` says that it is already."""
         apart = bool(turn.frames) or self.form == "frames"  # else the words follow "user" at once, and are one text with it
         start = [] if begun else [self.im_start, *self._text("user\n" if apart else f"user\n{turn.text or ''}")]
-        words = self._text(turn.text) if turn.text and apart else []
+        words = self._text(turn.text) if turn.text and apart else ()
         end = [] if self.form == "frames" else [self.im_end, *self.newline]
         return [*start, *self.frame * len(turn.frames), *words, *end]
 

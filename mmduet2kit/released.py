@@ -176,8 +176,7 @@ def filmed(folder: Path, sample: Sample, tokens: int) -> list[np.ndarray]:
 
 def store(folder: Path, out: Path, tokens: int, sample: Sample) -> tuple[str, int] | str:
     """Write a sample's pictures, resized like decoded ones, as a frame cache unless it is there: (its name, how many), or what is wrong."""
-    places = sorted({local(name) for name in sample.pictures or (sample.film,)})
-    films = [fingerprint(folder / place) for place in places]
+    films = [fingerprint(folder / place) for place in sorted({local(name) for name in sample.pictures or (sample.film,)})]
     key = sha256_text(json.dumps([sample.pictures, sample.film, sample.start, sample.end, films, tokens, CACHE]))
     cache = out / "frames" / f"{key}.npy"
     half = cache.with_name(f".{cache.name}.{os.getpid()}.partial")

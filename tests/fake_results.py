@@ -334,6 +334,24 @@ def make(run_dir: Path, seeds=(1,), profile="tiny") -> Path:
             "onset": 11.5,
         },
     )
+    write_json(
+        results / "before_after.json",
+        {
+            "question": "What moves?",
+            "interval": 1.0,
+            "decisions": [float(t) for t in range(1, 17)],
+            "frames": frames[:16],
+            "gold": [
+                {"start": 2.0, "end": 6.0, "text": "A red square moves.", "onset": 3.2},
+                {"start": 8.0, "end": 12.0, "text": "A blue circle falls.", "onset": None},
+            ],
+            "models": {
+                "sft": {"replies": [{"time": 6.0, "text": "A red square moves.", "right": True}], "first_right": [[3.2, 6.0]]},
+                "rl": {"replies": [{"time": 4.0, "text": "A red square moves.", "right": True},
+                                   {"time": 9.0, "text": "A square. " * 12, "right": False}], "first_right": [[3.2, 4.0]]},
+            },
+        },
+    )  # fmt: skip
     write_json(results / "dataset.json", {"fake": True})
     attempt = {
         "started": "2026-01-01T00:00:00+00:00",

@@ -85,10 +85,10 @@ def test_missing_input_prints_not_run(name, tmp_path):
 @pytest.mark.parametrize(
     "broken", ["{", "[]", '{"types": 3}', '{"frames": [], "caption": "", "span": [0, 1], "onset": 0}']
 )
-@pytest.mark.parametrize("figure", ["figure1", "figure2", "figure3"])
-def test_damaged_json_prints_not_run(figure, broken, tmp_path):
+@pytest.mark.parametrize("figure, start", [("figure1", "fig1"), ("figure2", "fig2"), ("figure3", "fig3"), ("before_after", "ours5")])
+def test_damaged_json_prints_not_run(figure, start, broken, tmp_path):
     (tmp_path / f"{figure}.json").write_text(broken)
-    script = next(script for name, script in scripts().items() if name.startswith(f"fig{figure[-1]}"))
+    script = next(script for name, script in scripts().items() if name.startswith(start))
     assert "NOT RUN" in next(p for p in script.draw(tmp_path, tmp_path) if p.suffix == ".txt").read_text()
 
 
@@ -100,7 +100,7 @@ def test_header_without_rows_is_not_run(tmp_path):
 
 def test_alt_text_and_data_stand_beside_each_figure(drawn):
     texts = [path for path in drawn["one"] if path.suffix == ".txt"]
-    assert len(texts) == 8
+    assert len(texts) == 9
     for path in texts:
         assert len(path.read_text()) > 80 and "NOT RUN" not in path.read_text()
         assert read_csv(path.with_suffix(".csv"))

@@ -69,7 +69,7 @@ def test_order_and_content(page):
         "Known deviations",
     ):
         assert part in text, part
-    assert text.count('role="img"') == 8 and 'aria-label=""' not in text
+    assert text.count('role="img"') == 9 and 'aria-label=""' not in text
     claims = json.loads((page.parent / "claims.json").read_text())
     assert all(claim["id"] in text for claim in claims)
     assert {

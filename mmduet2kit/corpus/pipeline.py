@@ -30,7 +30,7 @@ from .build import SEGMENTS, made_by
 from .dialogues import benchmark_record, build_dialogue, build_segments, frame_count
 from .gates import Limits, gate
 from .readers import Bad, Clip
-from .scenes import LOOK_S, beside, between, cuts, digest, evened, speech
+from .scenes import LOOK_S, beside, between, cuts, evened, speech
 from .video import FilterLedger, cached_frames, frames
 
 SHARD = 64  # clips
@@ -163,7 +163,7 @@ def clip_rows(plan: Plan, annotator: Annotator, judge, pictures: np.ndarray, cli
 def shard_folder(plan: Plan, source: Path, out: Path, number: int, clips: Sequence[Clip | Bad]) -> Path:
     """Where a shard lies; the name says what it is made from."""
     films = [fingerprint(source / c.video) if isinstance(c, Clip) else "" for c in clips]
-    said = [digest(file) for c in clips if isinstance(c, Clip) and c.corpus == "own" and (file := beside(source / c.video))]
+    said = [fingerprint(file) for c in clips if isinstance(c, Clip) and c.corpus == "own" and (file := beside(source / c.video))]
     key = sha256_text(plan.key + json.dumps([[asdict(c) for c in clips], films, said], sort_keys=True))
     return out / "shards" / f"{number:06d}-{key[:16]}"
 

@@ -8,7 +8,6 @@ import numpy as np
 import pysubs2
 
 from ..errors import UserError
-from ..files import sha256_file
 from .readers import Span, sentences
 
 SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")
@@ -19,14 +18,6 @@ SHORTEST, LONGEST = 3.0, 20.0  # of a scene, s: shorter ones join the next, long
 def beside(path: Path) -> Path | None:
     """The subtitle file of a video: film.srt of film.mp4, or film.en.srt; None where there is none."""
     return next((one for suffix in (*SUFFIXES, *(f".en{suffix}" for suffix in SUFFIXES)) if (one := path.with_suffix(suffix)).is_file()), None)
-
-
-def digest(path: Path) -> str:
-    """Of what a subtitle file says; nothing where it cannot be read, which the ledger says later."""
-    try:
-        return sha256_file(path)
-    except OSError:
-        return ""
 
 
 def speech(path: Path, duration: float) -> tuple[Span, ...]:
