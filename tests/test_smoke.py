@@ -44,7 +44,7 @@ def test_smoke_numbers_never_stand_beside_the_papers():
 
 PLAYED = {"04": ["reward: score 4 at 3 s, score 2 at 6 s, score 0 at 8 s; PAUC 21.9.", "A rollout over two gold spans."],
           "05": ["The group of the SFT model.", "The group of the RL model, on the same prompt.", "Prompt 1, the rl model."],
-          "06": ["watched by base, sft, rl.", "dotted: the onsets", "the probability of speaking is 0.", ".mp4. "]}  # fmt: skip
+          "06": ["what each model says of it", "watched by base, sft, rl.", "dotted: the onsets", "the probability of speaking is 0.", ".mp4. "]}  # fmt: skip
 
 
 @pytest.mark.parametrize("number", PLAYED)
