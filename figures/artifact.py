@@ -16,7 +16,7 @@ from mmduet2kit.report import FIGURES, STUDY, scripts
 ROOT = FIGURES.parent
 PASS, FAIL, AUTHOR = "pass", "fail", "author action"
 TERMS = ("1QnA", "nQnA", "NO REPLY", "PAUC", "r_in_span", "r_rep", "r_pfx", "rollout", "advantage", "frame interval")
-MACHINES = re.compile(r"/(?:home|Users)/\w")  # paths of somebody's machine
+MACHINES = re.compile(r"/(?:home|Users|root|tmp|work)/\w")  # paths of somebody's machine
 
 
 @cache
@@ -61,7 +61,7 @@ CHECKS: list[tuple[str, str, Callable[[], bool], str]] = [
     ("F7", "nothing paid or closed is needed",
      lambda: load_profile("tiny").judge.name == "exact" and load_profile("tiny").model.path is None, FAIL),
     ("F8", "a configuration for each kind of run", _loads, FAIL),
-    ("F9", "no paths of somebody's machine", lambda: not MACHINES.search(_text("mmduet2kit/**/*.py", "notebooks/*.ipynb", "run_all.sh")), FAIL),
+    ("F9", "no paths of somebody's machine", lambda: not MACHINES.search(_text("mmduet2kit/**/*.py", "notebooks/*.ipynb", "run_all.sh", "figures/drawn/*")), FAIL),
     ("F10", "what the data pipeline left out (ledger)", lambda: "ledger" in _text("notebooks/01*.ipynb"), FAIL),
     ("R1", "one script, safe to run twice", lambda: (ROOT / "run_all.sh").stat().st_mode & 0o111 > 0, FAIL),
     ("R2", "no expected value within reach of the computation",

@@ -56,7 +56,7 @@ class Run:
         try:
             found = read_json(self.data / name) if name.endswith(".json") else self.rows(name)
         except UserError as error:
-            raise NotRun(f"{name} is missing or damaged: {error}") from None
+            raise NotRun(str(error).replace(f"{self.data}/", "").rstrip(".")) from None  # a drawing names no folder of this machine
         if not found:
             raise NotRun(f"{name} is missing or empty")
         return found
