@@ -4,12 +4,20 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import yaml
 from markupsafe import Markup
 
 import claims
+from artifact import artifact_table
 from mmduet2kit.files import read_json, write_atomic
 from mmduet2kit.report import scripts
-from tables import SMOKE, TEMPLATES, Run
+from tables import FIGURES, SMOKE, TEMPLATES, Run
+
+MADE = {"fig1": ("figure1.json", "01"), "fig2": ("figure2.json", "02"), "fig3": ("figure3.json", "01"), "fig4": ("", "04"), "fig5": ("figure5.csv", "05"),
+        **{f"tab{k}": (f"table{k}.csv", notebook) for k, notebook in zip(range(1, 8), ("01", "06", "06", "06", "06", "07", "08"))},
+        "ours1": ("threshold_sweep.csv", "06"), "ours2": ("variants.csv", "05"), "ours3": ("silence.csv", "08"), "ours4": ("formats.csv", "08"),
+        "ours5": ("before_after.json", "06")}  # by the start of a drawing's name: its results file, and the notebook that makes it  # fmt: skip
+NOTEBOOKS = {path.name[:2]: path.stem for path in sorted((FIGURES.parent / "notebooks").glob("[0-9]*.ipynb"))}
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -24,7 +32,7 @@ def write_report(run_dir: Path | str) -> Path:
     for name, script in scripts().items():
         paths = {path.suffix: path for path in script.draw(run.data, run_dir / "figures")}
         if hasattr(script.draw, "table"):
-            tables.append(script.draw.table(run.data))
+            tables.append((name, script.draw.table(run.data)))
         else:
             alt = paths[".txt"].read_text(encoding="utf-8").strip()
             figures.append({"name": name, "title": script.draw.title, "alt": alt,
@@ -33,8 +41,38 @@ def write_report(run_dir: Path | str) -> Path:
     counts = Counter(claim["verdict"] for claim in verdicts)
     return write_atomic(run_dir / "report.html", page.render(
         css=Markup(Path(__file__).with_name("page.css").read_text()), run=run, claims=verdicts, tables=tables,
-        figures=figures, profile=run.manifest.get("settings"), smoke=SMOKE,
+        figures=figures, profile=run.manifest.get("settings"), smoke=SMOKE, made=made, of_claim=of_claim, gigabytes=_gigabytes(run_dir),
+        experiments=experiments(run, verdicts), artifact=artifact_table(), yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
         counts=[(counts[word], word) for word in claims.VERDICTS]))
+
+
+def made(name: str) -> list[tuple[str, str]]:
+    """[(path from the page, words)]: the results file of a drawing, and the executed notebook that made it."""
+    file, notebook = MADE[name.partition("_")[0]]
+    return ([(f"results/{file}", file)] if file else []) + [(f"executed/{NOTEBOOKS[notebook]}.html", f"notebook {notebook}")]
+
+
+def of_claim(claim: dict) -> str:
+    """The drawing whose numbers a claim's rule reads first (t2(...): Table 2; f5(...): Figure 5)."""
+    kind, number = re.search(r"\b([tf])(\d)\(", claim["rule"]).groups()
+    return f"{'tab' if kind == 't' else 'fig'}{number}"
+
+
+def experiments(run: Run, verdicts: list[dict]) -> list[dict]:
+    """The artifact appendix's rows: a notebook, the claims that rest on it, its results files, minutes of all its attempts (None: not run)."""
+    rows = []
+    for number, stage in NOTEBOOKS.items():
+        minutes = [one["minutes"] for one in run.manifest.get("stages", {}).get(stage, ()) if one["minutes"] is not None]
+        rows.append({"stage": stage, "number": number, "minutes": sum(minutes) if minutes else None,
+                     "claims": [claim["id"] for claim in verdicts if MADE[of_claim(claim)][1] == number],
+                     "files": sorted({file for file, by in MADE.values() if file and by == number})})  # fmt: skip
+    return rows
+
+
+def _gigabytes(run_dir: Path) -> float | None:
+    """GB on disk of a run's dataset and models, which are nearly all of it; None where they are not there."""
+    sizes = [path.stat().st_size for name in ("data", "models") for path in (run_dir / name).rglob("*") if path.is_file()]
+    return sum(sizes) / 1e9 if sizes else None
 
 
 def _inline(path: Path, name: str) -> Markup:

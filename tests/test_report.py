@@ -44,14 +44,15 @@ def test_the_page_is_whole_and_needs_no_network(page):
     balance = Balance()
     balance.feed(text)
     assert balance.open == [] and len(balance.ids) == len(set(balance.ids))
-    assert not re.search(r'(src|href)="(?!#|data:)', text.replace('xlink:href="#', 'href="#'))
+    text = text.replace('xlink:href="#', 'href="#')
+    assert not re.search(r'src="(?!data:)', text) and not re.search(r'href="(?!data:)(?:\w+:|/)', text)  # links only into the page and the run's folder
     assert "<script" not in text and "@import" not in text and "viewport" in text
 
 
 def test_order_and_content(page):
     text = page.read_text(encoding="utf-8")
     places = [
-        text.index(f'id="{name}"') for name in ("verdicts", "tables", "figures", "cost", "made", "expect")
+        text.index(f'id="{name}"') for name in ("verdicts", "tables", "figures", "cost", "artifact", "made", "expect")
     ]
     assert places == sorted(places)
     for part in (
@@ -83,6 +84,15 @@ def test_order_and_content(page):
         "reason",
         "source",
     } <= claims[0].keys()
+
+
+def test_every_claim_table_and_figure_links_to_its_results_and_its_notebook(page):
+    text = page.read_text(encoding="utf-8")
+    claims = json.loads((page.parent / "claims.json").read_text())
+    assert text.count('href="results/') >= len(claims) + 7 and text.count('href="executed/') >= len(claims) + 17
+    row = text[text.index("Without r_rep duplicates rise on [WEB]") :].partition("</tr>")[0]
+    assert 'href="results/table6.csv"' in row and 'href="executed/07_reward_ablation.html"' in row
+    assert "no-rep-duplicates-WEB" in text[text.index('id="artifact"') :].partition("</table>")[0] and "reply_turns on" not in text
 
 
 def test_the_same_run_gives_the_same_page(page):

@@ -42,6 +42,12 @@ def test_smoke_numbers_never_stand_beside_the_papers():
     assert not re.search(r"""(src|href)=["']?https?:|url\(["']?https?:|@import""", page)  # one file, no network
 
 
+def test_the_reports_links_lead_to_files_of_the_run():
+    links = set(re.findall(r'href="((?:results|executed|figures)/[^"]+)"', (RUN / "report.html").read_text()))
+    lacking = {link for link in links if not (RUN / link).is_file()}
+    assert len(links) > 30 and lacking <= {"results/silence.csv", "executed/10_report.html"}  # what smoke leaves out; what made the page
+
+
 PLAYED = {"04": ["reward: score 4 at 3 s, score 2 at 6 s, score 0 at 8 s; PAUC 21.9.", "A rollout over two gold spans."],
           "05": ["The group of the SFT model.", "The group of the RL model, on the same prompt.", "Prompt 1, the rl model."],
           "06": ["what each model says of it", "watched by base, sft, rl.", "dotted: the onsets", "the probability of speaking is 0.", ".mp4. "]}  # fmt: skip
