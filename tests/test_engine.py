@@ -161,7 +161,11 @@ def test_words_alone_can_fill_a_stream_and_the_question_is_the_last_to_go(tacitu
 
 def test_in_the_format_frames_silence_leaves_no_token(taciturn):
     encoder = ChatEncoder(taciturn[1].tokenizer, 4, "frames")
-    word, im_end, start = encoder._text, encoder.im_end, encoder.im_start
+    im_end, start = encoder.im_end, encoder.im_start
+
+    def word(text):
+        return list(encoder._text(text))
+
     turns = (Turn((0,), "What?", NO_REPLY), Turn((1,), None, NO_REPLY), Turn(text="Now?"), Turn((2,), None, "A ring."),
              Turn((3,), None, NO_REPLY), Turn((4,), None, NO_REPLY))  # fmt: skip
     encoded = encoder.encode(Dialogue("d", "v", 1.0, turns), no_reply_weight=0.5)
