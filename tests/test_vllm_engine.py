@@ -13,6 +13,7 @@ import pytest
 
 from mmduet2kit.engines import VLLMEngine, collapse
 from mmduet2kit.errors import UserError
+from mmduet2kit.launch import places
 from mmduet2kit.model import load
 
 from played import make_tiny, teach_silence
@@ -29,13 +30,17 @@ def test_without_vllm_one_sentence_says_what_to_install():
         VLLMEngine("nowhere")
 
 
-def result(python, place, script, *arguments):  # noqa: F811
-    """The JSON that a script of this folder prints in the environment with vllm."""
-    command = [python, Path(__file__).with_name(script), *arguments]
-    done = subprocess.run(list(map(str, command)), env=settings(place), capture_output=True, text=True, timeout=500, cwd=place)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    out = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
-    print(out)
+def result(python, place, script, *arguments, world=1):  # noqa: F811
+    """The JSON that a script of this folder prints in the environment with vllm, as so many ranks."""
+    command = list(map(str, [python, Path(__file__).with_name(script), *arguments]))
+    logs = [place / f"rank{number}.log" for number in range(world)]  # files: a full pipe would hold up every rank
+    many = [subprocess.Popen(command, env=settings(place) | own, stdout=log.open("w"), stderr=subprocess.STDOUT, cwd=place)
+            for own, log in zip(places(world), logs)]  # fmt: skip
+    codes = [one.wait(timeout=500) for one in many]
+    said = [log.read_text() for log in logs]
+    assert not any(codes), "\n".join(text[-4000:] for text in said)
+    out = json.loads(next(line for line in said[0].splitlines() if line.startswith("RESULT "))[7:])
+    print(str(out)[:2000])
     return out
 
 
@@ -48,6 +53,11 @@ def test_grpo_by_vllm_and_8_bit_adam(python, tmp_path):  # noqa: F811
     model.save_pretrained(folder)
     out = result(python, tmp_path, "vllm_training.py", folder, tmp_path)
     rl, adam = out["grpo"], out["adam"]
+    (tmp_path / "two").mkdir()
+    two = result(python, tmp_path / "two", "vllm_training.py", folder, tmp_path / "two", world=2)["grpo"]
+    assert (two["own"], rl["own"]) == (4, 8)  # each rank's engine rolls out its own half,
+    assert two["said"] == rl["said"] and two["rewards"] == rl["rewards"]  # and all say what one rank says
+    assert two["losses"] == pytest.approx(rl["losses"], abs=1e-4) and two["same"] and two["gap"] < 1e-4
     assert rl["steps"] == 2 and rl["loads"] == 3 and rl["same"]  # the third load is the test's own
     assert rl["gap"] < 1e-4 and rl["ratios"] == pytest.approx([1, 1], abs=1e-4)
     assert "OptimState8bit" in adam["states"] and sum(adam["losses"][-2:]) / 2 < adam["losses"][0]

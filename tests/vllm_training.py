@@ -1,14 +1,19 @@
-"""Run by test_vllm_engine.py where vllm and torchao are: a GRPO step rolled out by vLLM, then SFT by 8-bit Adam. Prints JSON."""
+"""Run by test_vllm_engine.py where vllm and torchao are, as one rank or as one of several. Prints JSON (the first rank).
+
+MODEL FOLDER: two GRPO steps rolled out by vLLM; alone also SFT by 8-bit Adam.
+"""
 
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+from accelerate.utils import gather_object
 
 from mmduet2kit.engines import Session
 from mmduet2kit.files import read_csv
 from mmduet2kit.profile import Launch, load_profile
+from mmduet2kit.progress import rank, ranks
 from mmduet2kit.stream import Greedy, Stream, run
 from mmduet2kit.train import grpo, sft
 
@@ -23,7 +28,7 @@ def step_by_vllm(folder: Path, place: Path) -> dict:
     grpo.judge_of = lambda profile: LengthJudge()
     store = grpo.store
     grpo.store = lambda trainer, *a: held.append(trainer) or store(trainer, *a)
-    loads, ratios, original = [], [], grpo.ProactiveGRPO._compute_loss
+    loads, ratios, said, original = [], [], [], grpo.ProactiveGRPO._compute_loss
 
     def spy(self, model, inputs):
         loss = original(self, model, inputs)
@@ -34,6 +39,8 @@ def step_by_vllm(folder: Path, place: Path) -> dict:
     grpo.ProactiveGRPO._compute_loss = spy
     load = grpo.VLLMEngine.load
     grpo.VLLMEngine.load = lambda self, weights: loads.append(1) or load(self, weights)
+    judge = grpo.judge_rollouts  # sees the rollouts of its own rank
+    grpo.judge_rollouts = lambda rollouts, *a: said.append([r.completion for r in rollouts]) or judge(rollouts, *a)
     grpo.train(profile, rl, make_segments(), FakeDataset(), folder, place / "rl", place / "rl.csv", 3)
     (trainer,) = held
     rows, model, encoder, rng = read_csv(place / "rl.csv"), trainer.model.eval(), trainer.encoder, np.random.default_rng(0)
@@ -49,7 +56,8 @@ def step_by_vllm(folder: Path, place: Path) -> dict:
     flat = [r for some in ratios for r in some]
     return {"same": [[s.ids for s in row] for row in theirs] == [[s.ids for s in row] for row in ours],
             "gap": max(float(row["logprob_gap"]) for row in rows), "losses": [float(row["loss"]) for row in rows],
-            "loads": len(loads), "steps": len(rows), "ratios": [min(flat), max(flat)]}  # fmt: skip
+            "loads": len(loads), "steps": len(rows), "ratios": [min(flat), max(flat)], "said": [sum(step, []) for step in zip(*gather_object([said]))],
+            "own": len(said[0]), "rewards": [float(row["reward"]) for row in rows]}  # fmt: skip
 
 
 def by_8_bit_adam(folder: Path, place: Path) -> dict:
@@ -66,4 +74,6 @@ def by_8_bit_adam(folder: Path, place: Path) -> dict:
 
 if __name__ == "__main__":
     folder, place = Path(sys.argv[1]), Path(sys.argv[2])
-    print("RESULT " + json.dumps({"adam": by_8_bit_adam(folder, place), "grpo": step_by_vllm(folder, place)}), flush=True)
+    found = {"grpo": step_by_vllm(folder, place)} | ({} if ranks() > 1 else {"adam": by_8_bit_adam(folder, place)})
+    if not rank():
+        print("RESULT " + json.dumps(found), flush=True)
