@@ -20,20 +20,25 @@ from mmduet2kit import released  # noqa: F401 - with it all readers are register
 from mmduet2kit.corpus.readers import READERS
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, read_json, write_atomic, write_csv, write_json
+from mmduet2kit.profile import load_profile
 from mmduet2kit.report import redraw
+import claims
 from claims import rules_hash
 from scaling import page
-from tables import STUDY, Run, figure_of
+from tables import NOT_RUN, STUDY, Run, figure_of
 
 ROOT = Path(__file__).parents[1]
 DATA, DRAWN = STUDY, ROOT / "figures" / "drawn"
 DEFAULT = ROOT / "figures" / "data" / "tiny"  # manifest of the last reference run of the README's first command
 LEDGER = ROOT / "figures" / "data" / "reruns.csv"
-BLOCK = re.compile(r"(<!-- run: [^>]*-->\n).*?(<!-- /run -->)", re.S)
-CORPORA = re.compile(r"(<!-- corpora: [^>]*-->\n).*?(<!-- /corpora -->)", re.S)
-SCALING = re.compile(r"(<!-- scaling: [^>]*-->\n).*?(<!-- /scaling -->)", re.S)
-ENGINE = re.compile(r"(<!-- engine: [^>]*-->\n).*?(<!-- /engine -->)", re.S)
 SPEED = ROOT / "tests" / "benchmarks" / "results" / "engine_cpu.json"
+MEANS = {
+    claims.MATCH: "the rule holds, and the value is within the stated tolerance of the paper's",
+    claims.TREND: "the rule holds; the value is further off, or there is none to match",
+    claims.FAIL_AS_PAPER: "the run fails as the paper's does",
+    claims.DIFFERS: "the rule does not hold, or the run is too small to show that it does",
+    claims.NOT_RUN: "a number that the rule needs is not there, and the reason says why",
+}
 NAMES = {"base": "base model", "sft": "SFT", "threshold": "threshold baseline", "rl": "SFT + GRPO"}
 
 
@@ -99,10 +104,35 @@ def _cell(rows: list[dict]) -> str:
 
 
 def filled(readme: str, data: Path = DATA) -> str:
-    """The README with its blocks made anew: the run's, the scaling page, the corpora, the engine's speed."""
-    for where, text in ((BLOCK, block(data)), (SCALING, page()), (CORPORA, corpora()), (ENGINE, speed())):
-        readme = where.sub(lambda m, text=text: m[1] + text + m[2], readme)
+    """The README with its blocks made anew; each stands between `<!-- name: ... -->` and `<!-- /name -->`."""
+    made = {"picture": picture(), "run": block(data), "verdicts": verdicts(), "scaling": page(), "corpora": corpora(), "deviations": deviations(),
+            "engine": speed()}  # fmt: skip
+    for name, text in made.items():
+        readme = re.sub(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- /{name} -->)", lambda m, text=text: m[1] + text + m[2], readme, flags=re.S)
     return readme
+
+
+def picture() -> str:
+    """Markdown: what the kit is in one picture, the committed run's (a run without it: none), its alt text as drawn."""
+    alt = (DRAWN / "ours5_before_after.txt").read_text(encoding="utf-8")
+    if NOT_RUN in alt:
+        return ""
+    return f"![{' '.join(alt.split()).replace('[', '(').replace(']', ')')}](figures/drawn/ours5_before_after.svg)\n"
+
+
+def verdicts() -> str:
+    """Markdown: how many claims have which verdict in the committed run, and what it means."""
+    counts = Counter(claim["verdict"] for claim in read_json(DRAWN / "claims.json"))
+    lines = ["| verdict | claims | meaning |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {word} | {counts[word]} | {means} |" for word, means in MEANS.items())]) + "\n"
+
+
+def deviations() -> str:
+    """Markdown: where the profiles of the tiny study and of the paper part from the paper, in their own words."""
+    lines = []
+    for name, what in ("tiny", "The tiny study: profiles tiny, study"), ("paper", "GPUs: profiles paper, single_gpu"):
+        lines += [f"<details><summary>{what}</summary>", "", *(f"- {text}" for text in load_profile(name).deviations), "", "</details>", ""]
+    return "\n".join(lines)
 
 
 def speed() -> str:

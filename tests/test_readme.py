@@ -102,6 +102,36 @@ def test_rules_and_settings_are_those_that_were_frozen():
     assert changed == [], "the settings of the committed run are frozen: run it anew, or make a profile of your own"
 
 
+def test_the_table_of_troubles_quotes_what_the_sources_say():
+    """Each message as a user sees it: the sources' texts, joined where a line ends."""
+    rows = re.search(r"## Troubleshooting\n(.*?)\n## ", TEXT, re.S)[1]
+    quoted = re.findall(r"^\| `([^`]+)` \|", rows, re.M)
+    paths = [ROOT / "run_all.sh", *(ROOT / "mmduet2kit").rglob("*.py")]
+    said = " ".join(re.sub(r'"\s*(?:#[^\n]*)?\n\s*f?"', "", path.read_text(encoding="utf-8")) for path in paths)
+    assert len(quoted) > 15 and [text for text in quoted if text not in said] == []
+
+
+def test_the_profile_that_changes_one_thing_is_one(tmp_path):
+    (tmp_path / "mine.yaml").write_text(re.search(r"```yaml\n(.*?)```", TEXT, re.S)[1])
+    mine, tiny = load_profile(str(tmp_path / "mine.yaml")), load_profile("tiny")
+    assert mine.name == "mine" and mine.rl != tiny.rl and mine.sft == tiny.sft
+
+
+def test_the_map_names_files_that_are_there():
+    rows = re.search(r"## From the paper to the code\n(.*?)\n\n[^|\n]", TEXT, re.S)[1].splitlines()[3:]
+    assert len(rows) == 10
+    for row in rows:
+        kit, drawn = row.split("|")[4:6]
+        for folder, cell in (("mmduet2kit", kit), ("figures", drawn)):
+            names = re.findall(r"`([^`]+)`", cell)
+            assert names and all((ROOT / folder / name).exists() for name in names), row
+
+
+def test_every_verdict_is_explained():
+    module = script()
+    assert set(module.MEANS) == set(module.claims.VERDICTS)
+
+
 def test_links_resolve():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", TEXT)
     assert len(links) > 10
