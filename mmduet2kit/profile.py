@@ -304,7 +304,7 @@ def seed(text: str) -> int:
 
 def add_profile_arguments(parser, seeded: bool = True) -> None:
     """The arguments that every command shares."""
-    parser.add_argument("--profile", default="tiny", help="name or path of a profile (default: tiny)")
+    parser.add_argument("--profile", default="tiny", help="smoke, tiny (default), study, single_gpu, paper, or the path of a YAML file")
     if seeded:
         parser.add_argument("--seed", type=seed, default=1, help="training seed, 0 or more (default: 1)")
 
