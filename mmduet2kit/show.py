@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "av", "numpy")
 PARTS = TEMPLATES.get_template("show.html").module
 MARKS = {None: ("D", style.BLUE), 1: ("^", style.BLUE), -1: ("v", style.RED), 0: ("o", style.GREY)}  # a reply by the way it is pushed
+HISTORY = "history (given)"  # the lane of what was said before a rollout; its turns are those up to `given`
 COLOR = {"user": style.ORANGE, "assistant": style.BLUE, "silent": style.GREY}
 
 
@@ -53,8 +54,7 @@ def picture(drawing: Figure | bytes, alt: str, rows: Sequence[Mapping] = (), kin
     """A drawing with its alt text below it, and the rows it was drawn from, folded away; a wide one scrolls on a phone."""
     wide = not isinstance(drawing, Figure) or drawing.get_figwidth() > 6
     if isinstance(drawing, Figure):
-        buffer = io.BytesIO()
-        drawing.savefig(buffer, format=kind.split("+")[0], bbox_inches="tight")
+        drawing.savefig(buffer := io.BytesIO(), format=kind.split("+")[0], bbox_inches="tight")
         drawing = buffer.getvalue()
     return HTML(PARTS.picture(base64.b64encode(drawing).decode(), kind, alt, rows, wide))
 
@@ -101,14 +101,16 @@ def tokens(encoder, encoded, most: int = 400) -> HTML:
 
 def timeline(shown: Dialogue, lanes: Mapping[str, Sequence[tuple[float, str]]], caption: str, frames: Callable | None = None, *,
              speaking: Sequence[tuple[float, float]] = (), onsets: Sequence[float] = (), waits: Mapping[str, Sequence[tuple[float, float]]] = {},
-             pushes: Mapping[str, float] = {}, now: float | None = None) -> HTML:  # fmt: skip
+             pushes: Mapping[str, float] = {}, now: float | None = None, given: float = 0.0) -> HTML:  # fmt: skip
     """What the user says, gold spans and a lane of replies [(s, text)] each, under frames(indices), on one axis of video time.
 
     speaking: [(s, probability of speaking)]. onsets: s. waits: {lane: [(onset, reply)]}, drawn with their seconds. pushes: {lane:
     advantage}; its sign is the way (colour and direction) and its size the size of the lane's marks. now: a line at this time.
+    given: until then it is history, shaded, with a lane HISTORY of its own. Where gold spans overlap, all stand at alternating heights.
     """
     timed, begin = list(zip(shown.times(), shown.turns)), shown.skipped * shown.interval
-    end, decided = timed[-1][0], [time for time, turn in timed if turn.frames]
+    end, gold = timed[-1][0], sorted(shown.gold, key=lambda g: g.start)
+    apart = 0.18 * any(b.start < a.end for a, b in zip(gold, gold[1:]))
     high = {"probability of speaking": 1.2} if speaking else {}
     high |= dict.fromkeys(reversed(lanes), 0.6) | ({"gold spans": 0.8} if shown.gold else {})
     events = [("user", time, time, turn.text) for time, turn in timed if turn.text]
@@ -125,8 +127,8 @@ def timeline(shown: Dialogue, lanes: Mapping[str, Sequence[tuple[float, str]]], 
             axes.imshow(image, extent=(left + 0.04 * wide, left + 0.96 * wide, bottom, bottom + 1.9), aspect="auto")
     for _, time, _, _ in events:
         axes.plot(time, middle["user speaks"], "s", color=style.ORANGE, clip_on=False)
-    for g in shown.gold:
-        axes.barh(middle["gold spans"], g.end - g.start, 0.5, g.start, color=style.GREEN, alpha=0.4, edgecolor=style.GREEN)
+    for k, g in enumerate(gold):
+        axes.barh(middle["gold spans"] + apart * (-1) ** k, g.end - g.start, 0.5 - apart, g.start, color=style.GREEN, alpha=0.4, edgecolor=style.GREEN)
         events.append(("gold span", g.start, g.end, g.text))
     for onset in onsets:
         axes.plot([onset] * 2, [low["gold spans"] + high["gold spans"], 0], linestyle=(0, (1, 2)), color=style.RED)
@@ -134,24 +136,25 @@ def timeline(shown: Dialogue, lanes: Mapping[str, Sequence[tuple[float, str]]], 
     for name, said in lanes.items():
         push = pushes.get(name)
         (mark, color), size = MARKS[push and (1 if push > 0 else -1)], 6 if push is None else 4 + 3 * min(abs(push), 2.0)
-        axes.plot(decided, [middle[name]] * len(decided), "|", color=color if pushes else style.GREY, markersize=size)
+        decided = [time for time, turn in timed if turn.frames and (time <= given) == (name == HISTORY)]
+        axes.plot(decided, [middle[name]] * len(decided), "|", color=color if name in pushes else style.GREY, markersize=size)
         axes.plot([time for time, _ in said], [middle[name]] * len(said), mark, color=color, markersize=size, clip_on=False)
         for onset, time in waits.get(name, ()):
             axes.plot([onset, time], [middle[name]] * 2, color=style.RED, linewidth=1.5)
             axes.text((onset + time) / 2, middle[name] + 0.05, f"{time - onset:.1f} s", ha="center", va="bottom", fontsize=7, color=style.RED)
         events += [(name, time, time, text) for time, text in said]
     if speaking:
-        at = low["probability of speaking"]
-        times, chances = zip(*speaking)
+        at, (times, chances) = low["probability of speaking"], zip(*speaking)
         axes.vlines(times, at, [at + chance for chance in chances], color=style.PURPLE, linewidth=3)
         axes.plot([begin, end], [at + 1] * 2, ":", color=style.GREY, linewidth=0.8)
         axes.text(end, at + 1, " 1", va="center", fontsize=7)
         events += [("probability of speaking", time, time, f"{chance:.3f}") for time, chance in speaking]
     if now is not None:
         axes.axvline(now, color="black", linewidth=1)
+    axes.axvspan(begin, max(begin, given), color=style.GREY, alpha=0.15, linewidth=0)
     axes.set(xlim=(begin, end), ylim=(0, sum(high.values())), yticks=list(middle.values()), yticklabels=list(middle), xlabel="video time, s")
     asked = next((f"“{turn.text}” " for turn in shown.turns if turn.text), "")
-    marks = "A tick is a turn, ▲ a reply pushed up, ▼ pushed down, a circle neither" if pushes else "A tick is a turn, a diamond a reply"
+    marks = "A tick is a turn, a diamond a reply" + ", ▲ one pushed up, ▼ one pushed down, a circle neither" * bool(pushes)
     counts = ", ".join(f"{'' if name == 'replies' else f'{name} '}{len(said)}" for name, said in lanes.items())
     told = f"{caption} {asked}{end - begin:g} s; gold spans: {len(shown.gold)}; replies: {counts}. {marks}" + "; dotted: the onsets" * bool(onsets)
     return picture(drawing, f"{told}.", [dict(zip(("what", "from", "to", "text"), event)) for event in events], "png" if frames else "svg+xml")
@@ -169,8 +172,7 @@ def pauc_area(span, replies, max_score: float, title: str, initial: float = 0.5,
     inside = sorted((t, s) for t, s in replies if span[0] <= t <= span[1])
     pulled = [(span[0], initial), *((span[0] + (t - span[0]) * (1 - omega), s) for t, s in inside)]
     times, scores = zip(*pulled, (span[1], pulled[-1][1]))
-    drawing = Figure(figsize=(3.2, 2.2), layout="constrained")
-    axes = drawing.subplots()
+    axes = (drawing := Figure(figsize=(3.2, 2.2), layout="constrained")).subplots()
     axes.fill_between(times, scores, step="post", color=style.SKY, alpha=0.45, linewidth=0)
     axes.step(times, scores, where="post", color=style.BLUE)
     for (t, s), left in zip(inside, times[1:]):
@@ -198,8 +200,7 @@ def curves(paths: Mapping[str, Path], columns: Sequence[str], caption: str) -> H
         axes.set(title=column, xlabel="step")
         for k, (label, path) in enumerate(paths.items()):
             log = pd.read_csv(path).set_index("step") if path.exists() else pd.DataFrame()
-            points = log[column].dropna() if column in log else ()
-            if len(points):
+            if len(points := log[column].dropna() if column in log else ()):
                 axes.plot(points, label=label, **style.SERIES[k % 4] | {"marker": "", "linewidth": 1.2})
                 ends.append({"line": label, "column": column, "first": points.iloc[0], "last": points.iloc[-1]})
     if ends:

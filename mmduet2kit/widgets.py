@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 from IPython.display import HTML, display
-from markupsafe import escape
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from . import show
@@ -116,8 +117,7 @@ def reward_explorer(interactive: bool) -> None:
         turns = [(t, says[what] or other.strip() or NO_REPLY) for t, what in zip(shown.times(), chosen)]
         rewards = {name: proactive_reward(turns, [(g.start, g.end, g.text) for g in shown.gold], covered=judge.covered, variant=name,
                                           similarity=lambda gold, said: judge.correctness("", gold, said, 4)) for name in VARIANTS}  # fmt: skip
-        replies = [(t, text) for t, text in turns if text != NO_REPLY]
-        return joined(show.timeline(shown, {"replies": replies}, "A rollout over two gold spans."),
+        return joined(show.timeline(shown, {"replies": [(t, text) for t, text in turns if text != NO_REPLY]}, "A rollout over two gold spans."),
                       show.reward_terms(rewards, "Its reward by variant; weights 3, 2, 0.5 and 2", "variant"))  # fmt: skip
 
     spoken = {4: "the first gold answer", 6: "the first gold answer", 14: "the second gold answer", 20: "other text"}
@@ -128,17 +128,15 @@ def reward_explorer(interactive: bool) -> None:
 def player(evaluator: "Evaluator", record: dict, interactive: bool) -> None:
     """A model watches a video: up to a turn, what it saw and said, and how probable it was that it spoke."""
     shown = evaluator.dialogue(record, evaluator.profile.video.test_interval)
-    (watched,), said = evaluator.watch([record], shown.interval), []
+    (watched,) = evaluator.watch([record], shown.interval)
     replies, images = dict(watched.replies), partial(evaluator.dataset.frames, shown)
-    for time, turn in zip(shown.times(), shown.turns):
-        said.append(replies.get(time, NO_REPLY) if turn.frames else None)
+    said = [replies.get(time, NO_REPLY) if turn.frames else None for time, turn in zip(shown.times(), shown.turns)]
     asked = [k for k, turn in enumerate(shown.turns) if turn.frames]
 
     def draw(number: int) -> HTML:
         k = asked[number - 1]
         now, seen = shown.times()[k], shown.turns[k].frames[-1]
-        drawing = Figure(figsize=(2.4, 2.4), layout="constrained")
-        axes = drawing.subplots()
+        axes = (drawing := Figure(figsize=(2.4, 2.4), layout="constrained")).subplots()
         axes.imshow(images([seen])[0])
         axes.axis("off")
         chance = dict(watched.speaking).get(now)
@@ -165,28 +163,41 @@ def sample_groups(evaluator: "Evaluator", segments: Sequence[Segment], seed: int
     return rollouts
 
 
-def group(rollouts: "Sequence[Rollout]", segment: Segment, caption: str) -> HTML:
-    """One prompt's rollouts side by side: where each is pushed up or down, and its reward and advantage."""
-    d, totals = segment.dialogue, [r.reward.total for r in rollouts]
-    before = sum(len(turn.frames) for turn in d.turns[: segment.first])
-    shown = replace(d, turns=d.turns[segment.first : segment.last], gold=segment.gold, skipped=d.skipped + before)
-    replies = [[(t, text) for t, text in r.turns if text != NO_REPLY] for r in rollouts]
-    pushes = {f"rollout {k} ({a:+.2f})": a for k, a in enumerate(advantages(totals), 1)}
-    told = f"{caption} All tokens that a rollout sampled, silence too, are pushed by its advantage."
-    drawn = show.timeline(shown, dict(zip(pushes, replies)), told, pushes=pushes)
+def group(rollouts: "Sequence[Rollout]", segment: Segment, caption: str, tokenizer=None) -> HTML:
+    """One prompt's rollouts side by side, behind their history: where each is pushed up or down, and its reward and advantage.
+
+    With a tokenizer also each token that the rollouts of the highest and the lowest advantage sampled, with the way it is pushed.
+    """
+    d, replies = segment.dialogue, [[(t, text) for t, text in r.turns if text != NO_REPLY] for r in rollouts]
+    pushes = {f"rollout {k} ({a:+.2f})": a for k, a in enumerate(advantages([r.reward.total for r in rollouts]), 1)}
+    past = replace(d, id=f"{d.id}: the history, given and not sampled", turns=d.turns[: segment.first])
+    given = [(t, turn.reply) for t, turn in zip(past.times(), past.turns) if turn.reply not in (None, NO_REPLY)]
+    lanes = ({show.HISTORY: given} if past.turns else {}) | dict(zip(pushes, replies))
+    shown, until = replace(d, turns=d.turns[: segment.last], gold=segment.gold), max(past.times(), default=0.0)
+    told = f"{caption} All tokens that a rollout sampled, silence too, are pushed by its advantage; none of the history (grey)."
+    drawn = show.timeline(shown, lanes, told, pushes=pushes, given=until)
     said = ["; ".join(f"{t:g} s: {text}" for t, text in mine) or "silent" for mine in replies]
-    rewards = {f"{k}": r.reward for k, r in enumerate(rollouts, 1)}
-    return joined(drawn, show.reward_terms(rewards, caption, advantage=list(pushes.values()), replies=said))
+    scored = show.reward_terms({f"{k}": r.reward for k, r in enumerate(rollouts, 1)}, caption, advantage=list(pushes.values()), replies=said)
+    return joined(drawn, show.dialogue(past), scored, *([pushed(rollouts, pushes, tokenizer)] if tokenizer else []))
+
+
+def pushed(rollouts: "Sequence[Rollout]", pushes: Mapping[str, float], tokenizer) -> HTML:
+    """Turn by turn the tokens that the rollouts of the highest and of the lowest advantage sampled, each with its sign."""
+    ranked, rows = sorted(zip(pushes.values(), pushes, rollouts), key=lambda one: one[0]), [{"turn, s": f"{t:g}"} for t, _ in rollouts[0].turns]
+    for push, name, r in (ranked[-1], ranked[0]):
+        way = (push > 0) - (push < 0)
+        runs = [[t for t, _ in run] for sampled, run in groupby(zip(r.completion, r.mask), lambda pair: pair[1]) if sampled]
+        for row, run in zip(rows, runs):
+            signed = " ".join("-0+"[way + 1] + tokenizer.decode([token]) for token in run)
+            row[name] = Markup('<span style="color:{}">{}</span>').format(show.MARKS[way][1], signed)
+    return show.table(rows, "Tokens of the highest and the lowest advantage: + is pushed up (made likelier), - down, 0 neither", len(rows))
 
 
 def predictions(profile: Profile, model: str, seed: int) -> dict[str, list[tuple[float, str]]]:
     """What notebook 06 heard from this model on the test videos, at the test interval: {question: [(s, text)]}."""
-    found, name = {}, f"{model}-seed{seed}-*-{profile.video.test_interval:g}s.jsonl"
-    for path in sorted((profile.results / "eval" / "predictions").glob(name)):
-        for line in read_jsonl(path):
-            said = line["model_response_list"]
-            found[line["question_id"]] = [(one["time"], one["content"]) for one in said if one["role"] == "assistant"]
-    return found
+    paths = (profile.results / "eval" / "predictions").glob(f"{model}-seed{seed}-*-{profile.video.test_interval:g}s.jsonl")
+    return {line["question_id"]: [(one["time"], one["content"]) for one in line["model_response_list"] if one["role"] == "assistant"]
+            for path in sorted(paths) for line in read_jsonl(path)}  # fmt: skip
 
 
 def compare(evaluator: "Evaluator", record: dict, said: Mapping[str, Mapping[str, list]], onsets: Mapping | None) -> HTML:
@@ -195,12 +206,11 @@ def compare(evaluator: "Evaluator", record: dict, said: Mapping[str, Mapping[str
     lanes = {name: heard.get(record["question_id"], []) for name, heard in said.items()}
     seen, waits, rows = [onsets[record["video"], g.start] for g in shown.gold] if onsets else [], {name: [] for name in lanes}, []
     for g, onset in zip(shown.gold, seen):
-        row = {"gold span, s": f"{g.start:g} to {g.end:g}", "onset, s": onset}
+        rows.append({"gold span, s": f"{g.start:g} to {g.end:g}", "onset, s": onset})
         for name, replies in lanes.items():
             right = [t for t, text in replies if g.start <= t <= g.end and evaluator.judge.correctness(g.question, g.text, text, 4) == 4]
             waits[name] += [(onset, right[0])] if right and right[0] >= onset else []
-            row[f"{name}, s later"] = "-" if not right else right[0] - onset if right[0] >= onset else "before it"
-        rows.append(row)
+            rows[-1][f"{name}, s later"] = "-" if not right else right[0] - onset if right[0] >= onset else "before it"
     drawn = show.timeline(shown, lanes, f"{shown.id}, watched by {', '.join(lanes)}.", partial(evaluator.dataset.frames, shown), onsets=seen, waits=waits)
     return joined(drawn, show.table(rows, "The first right reply after each onset")) if onsets else drawn
 
@@ -213,11 +223,8 @@ def own_video(evaluator: "Evaluator", path: str, question: str, most: int = 120)
         raise UserError("Nothing is asked: write a question.")
     path, model, interval = os.path.expanduser(path.strip()), evaluator.model, evaluator.profile.video.test_interval
     address(path)
-    ahead = Ahead(frames(path, interval, max_tokens=getattr(model.config, "visual_tokens", 128)), 8)
-    try:
+    with closing(Ahead(frames(path, interval, max_tokens=getattr(model.config, "visual_tokens", 128)), 8)) as ahead:
         seen = list(islice(ahead, most))
-    finally:
-        ahead.close()
     if not seen:
         raise UserError(f"{path} holds no frame at intervals of {interval:g} s: give a longer video.")
     stream = session(model, evaluator.processor, seen[0][1], limit=8192)
@@ -225,6 +232,5 @@ def own_video(evaluator: "Evaluator", path: str, question: str, most: int = 120)
     replies = [(one["time"], one["text"]) for one in heard if one["text"] != NO_REPLY]
     shown = Dialogue(path, path, interval, (Turn(text=question.strip()), *(Turn((number,)) for number, _, _ in seen)))
     cut = f" (its first {most * interval:g} s)" * (len(seen) == most)
-    rows = [{"s": t, "reply": text} for t, text in replies]
     return joined(show.timeline(shown, {"replies": replies}, f"{os.path.basename(path)}{cut}.", lambda which: [seen[k][1] for k in which]),
-                  show.table(rows, "What the model said" if rows else "The model stayed silent"))  # fmt: skip
+                  show.table([{"s": t, "reply": text} for t, text in replies], "What the model said" if replies else "The model stayed silent"))  # fmt: skip

@@ -13,7 +13,7 @@ from mmduet2kit import show, widgets
 from mmduet2kit.corpus.dialogues import benchmark_record
 from mmduet2kit.corpus.films import annotate, write_video
 from mmduet2kit.corpus.world import plan
-from mmduet2kit.dialogue import NO_REPLY
+from mmduet2kit.dialogue import NO_REPLY, Dialogue, Gold, Turn
 from mmduet2kit.errors import UserError
 from mmduet2kit.evaluate import Evaluator
 from mmduet2kit.files import write_jsonl
@@ -131,15 +131,63 @@ def test_the_player_shows_what_was_seen_and_said_so_far(shown, case, tiny_model)
     assert shown[1].data.count("probability of speaking</td>") == 2
 
 
+def three_rollouts(times, totals=(1.0, 2.0, 3.0)):
+    return [Rollout([], turns=[(times[0], text), (times[1], NO_REPLY)], reward=Reward(0, 0, 0, 0, total, {}))
+            for text, total in zip((NO_REPLY, "A red circle.", "A blue ring."), totals)]  # fmt: skip
+
+
 def test_a_groups_rollouts_are_pushed_by_the_sign_and_size_of_their_advantage():
     segment = make_segments()[0]
     times = segment.rollout_times()
-    rollouts = [Rollout([], turns=[(times[0], text), (times[1], NO_REPLY)], reward=Reward(0, 0, 0, 0, total, {}))
-                for text, total in ((NO_REPLY, 1.0), ("A red circle.", 2.0), ("A blue ring.", 3.0))]  # fmt: skip
-    html = widgets.group(rollouts, segment, "Three rollouts.")
-    assert "replies: rollout 1 (-1.00) 0, rollout 2 (+0.00) 1, rollout 3 (+1.00) 1" in alts(html)[0]
+    html = widgets.group(three_rollouts(times), segment, "Three rollouts.")
+    assert "rollout 1 (-1.00) 0, rollout 2 (+0.00) 1, rollout 3 (+1.00) 1" in alts(html)[0]
     assert "silent" in html.data and f"{times[0]:g} s: A blue ring." in html.data
+    assert "Tokens of" not in html.data  # without a tokenizer
     assert show.MARKS[1] != show.MARKS[-1] != show.MARKS[0]  # told apart by form, not by colour alone
+
+
+def test_a_group_stands_behind_its_history_with_the_question():
+    segment = next(s for s in make_segments() if s.history_replies())
+    past, times = segment.dialogue.turns[: segment.first], segment.rollout_times()
+    html = widgets.group(three_rollouts(times), segment, "Three rollouts.")
+    question = next(turn.text for turn in past if turn.text)
+    assert f"“{question}”" in alts(html)[0] and "none of the history (grey)" in alts(html)[0]
+    assert f"replies: history (given) {len(segment.history_replies())}, rollout 1" in alts(html)[0]
+    history = html.data[html.data.index("the history, given and not sampled") :].partition("</table>")[0]
+    assert question in history and all(reply in history for reply in segment.history_replies())
+    assert "A blue ring." not in history
+    begun = next(s for s in make_segments() if not s.first)
+    assert "history (given)" not in widgets.group(three_rollouts(begun.rollout_times()), begun, "No history.").data
+
+
+def test_the_tokens_of_the_best_and_the_worst_rollout_bear_the_sign_of_their_push(tiny_model):  # noqa: F811
+    segment, tokenizer = make_segments()[0], tiny_model[1].tokenizer
+    rollouts = three_rollouts(segment.rollout_times())
+    for one in rollouts:
+        for _, text in one.turns:
+            one.add(tokenizer("user")["input_ids"])  # what the environment writes is not pushed
+            ids = tokenizer(text)["input_ids"]
+            one.add(ids, [0.0] * len(ids))
+    html = widgets.group(rollouts, segment, "Three rollouts.", tokenizer)
+    rows = re.findall(r"<tr>(.*?)</tr>", html.data.rpartition("Tokens of")[2])
+    names, first, second = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    assert names == ["turn, s", "rollout 3 (+1.00)", "rollout 1 (-1.00)"]
+    plain = lambda cell, sign: "".join(part[1:] for part in re.split(rf"(?:^| )(?=\{sign})", re.sub("<.*?>", "", cell)) if part)  # noqa: E731
+    assert [plain(first[1], "+"), plain(second[1], "+"), plain(first[2], "-")] == ["A blue ring.", NO_REPLY, NO_REPLY]
+    assert style.BLUE in first[1] and style.RED in first[2]
+    same = three_rollouts(segment.rollout_times(), (2.0, 2.0, 2.0))
+    same[0].add(tokenizer("A")["input_ids"], [0.0])
+    assert ">0A<" in widgets.group(same, segment, "No variance.", tokenizer).data
+
+
+def test_gold_spans_that_overlap_stand_at_alternating_heights(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(show, "picture", lambda drawing, *_: drawn.append(drawing))
+    for spans in ([(2, 6), (5, 9), (12, 14)], [(2, 5), (5, 9), (12, 14)]):
+        gold = tuple(Gold(*span, "A thing.") for span in spans)
+        show.timeline(Dialogue("d", "", 1.0, tuple(Turn((k,)) for k in range(15)), gold), {"replies": []}, "Spans.")
+    over, apart = ([(bar.get_y(), bar.get_y() + bar.get_height()) for bar in one.axes[0].patches if bar.get_height() < 1 and bar.get_width()] for one in drawn)
+    assert over[0][0] > over[1][1] and over[2] == over[0] and len(set(apart)) == 1
 
 
 def test_before_and_after_marks_the_latency_to_the_onset(case, tmp_path, monkeypatch):
