@@ -11,8 +11,10 @@ import drawings
 import fake_results
 import numpy as np
 import pytest
+import style
+from matplotlib.text import Text
 
-from mmduet2kit.files import read_csv, write_csv
+from mmduet2kit.files import read_csv, read_json, write_csv, write_json
 import tables
 from mmduet2kit.report import redraw, scripts
 
@@ -106,6 +108,31 @@ def test_alt_text_and_data_stand_beside_each_figure(drawn):
         assert read_csv(path.with_suffix(".csv"))
 
 
+def test_figures_fit_a_papers_page(runs, drawn, monkeypatch, tmp_path):
+    """As wide as a paper's text, no letter under 6 points or over the edge, fonts that a PDF's reader can edit (no Type 3)."""
+    small, over = [], []
+
+    def watched(figure, out, name, *rest):
+        figure.draw_without_rendering()
+        page = figure.get_tightbbox()
+        over.extend([name] * bool(page.x0 < -0.01 or page.x1 > style.WIDTH + 0.01))
+        small.extend((name, text.get_text()) for text in figure.findobj(Text) if text.get_text().strip() and text.get_fontsize() < 6)
+        return []
+
+    monkeypatch.setattr(drawings, "_save", watched)
+    for script in scripts().values():
+        if not hasattr(script.draw, "table"):
+            for run in runs.values():
+                script.draw(run, tmp_path)
+    assert small == [] and over == []
+    for path in drawn["three"]:
+        if path.suffix == ".pdf":
+            text = path.read_bytes()
+            assert b"/Type3" not in text and b"/FontFile2" in text and b"/MediaBox [0 0 396 " in text.replace(b"[ ", b"["), path.name
+        if path.suffix == ".svg":
+            assert 'width="396pt"' in path.read_text() and "mathdefault" not in path.read_text(), path.name
+
+
 def test_tables_put_the_papers_numbers_beside_the_kits_and_say_the_seeds(runs):
     three = scripts()["tab2_proactive"].draw.table(runs["three"])
     rows = {(row[0], row[1]): row for row in three.rows}
@@ -192,3 +219,39 @@ def test_silence_stands_over_the_weighted_odds_of_no_reply(runs, tmp_path):
     assert float(rows[1.0, 0.5]["odds"]) == float(rows[2.0, 1.0]["odds"]) == 3.0
     assert float(rows[1.0, 0.25]["reply_turns"]) == 8.0 and len(rows) == 6 and rows[1.0, 0.25]["seeds"] == "3"
     assert "1 s, weight 0.5 (odds 3.0): 4.0 replies, PAUC 40.0" in drawn[".txt"].read_text()
+
+
+def test_duplicates_of_few_replies_are_no_point_of_figure_5(runs, tmp_path):
+    """16 development videos: at 0.9 replies a video at most 7 gold spans have more than one, at 1.5 there may be 12. A count of the file's decides."""
+    script, run = scripts()["fig5_dynamics"], tables.Run(runs["one"])
+    assert run.manifest["settings"]["evaluate"]["dev_videos"] == 16
+    assert script.few(run, {"reply_turns": "0.9"}) and not script.few(run, {"reply_turns": "1.5"})
+    assert script.few(run, {"reply_turns": "1.5", "multi_spans": "9"}) and not script.few(run, {"reply_turns": "0.9", "multi_spans": "10"})
+    assert not script.few(tables.Run(tmp_path), {"reply_turns": "0.9"})  # nobody knows how many videos
+    for kept, (least, said) in {"all": (2.0, ""), "some": (0.1, "4 points left out where fewer than 10 gold spans")}.items():
+        rows = [row | {"reply_turns": max(least, k % 9 > 1 and 3.0), "duplicate": 100 if k % 9 < 2 and kept == "some" else 5}
+                for k, row in enumerate(read_csv(runs["one"] / "figure5.csv"))]  # fmt: skip
+        write_csv(tmp_path / kept / "results" / "figure5.csv", rows)
+        write_json(tmp_path / kept / "manifest.json", run.manifest)
+        paths = {path.suffix: path for path in script.draw(tmp_path / kept / "results", tmp_path / kept)}
+        text = paths[".txt"].read_text()
+        assert said in text and ("left out" in text) == bool(said) and len(read_csv(paths[".csv"])) == 18
+        assert "duplicates on WEB: from 5.0 at step " in text and "lowest 5.0" in text and "highest 5.0" in text
+
+
+def test_before_and_after_tells_who_says_what_and_when(runs, tmp_path):
+    """Repeats are told as such, a reply at another place than the one before it by its number, right ones with the seconds after the onset."""
+    found = read_json(runs["one"] / "before_after.json")
+    red, blue = "A red square moves.", "A blue circle falls."
+    replies = [(3, red, False), (4, red, True), (5, red, True), (7, blue, False), (9, red, False), (10, blue, True)]
+    found["models"] = {"rl": {"replies": [dict(zip(("time", "text", "right"), one)) for one in replies], "first_right": [[3.2, 4.0]]},
+                       "sft": {"replies": [], "first_right": []}}  # fmt: skip
+    found["frames"] = [{"time": 0.5 * k, "image": "none.png"} for k in range(30)]
+    write_json(tmp_path / "before_after.json", found)
+    paths = {path.suffix: path for path in scripts()["ours5_before_after"].draw(tmp_path, tmp_path / "out")}
+    told = paths[".txt"].read_text()
+    assert "2.0 to 6.0 s, really seen from 3.2 s: “A red square moves.”; 8.0 to 12.0 s: “A blue circle falls.”" in told
+    assert "SFT + GRPO: NO REPLY at 10 of 16 turns, right in 1 of 1 gold spans, on average 0.8 s after the onset: at 3 s" in told
+    assert "(wrong; the same at 4, 5 s); at 7 s “A blue circle falls.” (outside); at 9 s “A red square moves.” (wrong)" in told
+    assert "at 10 s “A blue circle falls.” (right)" in told and "SFT: NO REPLY at 16 of 16 turns, right in 0 of 1 gold spans." in told
+    assert [row["judged"] for row in read_csv(paths[".csv"])] == ["wrong", "+0.8 s", "+1.8 s", "outside", "wrong", "right"]
