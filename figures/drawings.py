@@ -19,10 +19,13 @@ from matplotlib.transforms import Bbox
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import write_atomic, write_csv
 from tables import FAIL, FIGURES, NOT_RUN, PAPER, SMOKE, STUDY, NotRun, Run, figure_of, select
+from tex import caption, columns, label, latex
 from style import GREY, PRINT, RED, SMALL, WIDTH
 
 TEMPLATES = Environment(loader=FileSystemLoader(FIGURES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOTHING = "-"
+FEW = ("Table 2's rule for few replies (“-” below 10 gold turns with more than one reply) is not applied here, since this table's file does "
+       "not count such turns: duplicates of the kit stand on however few replies there are, and are 0.0 where there are none.")  # fmt: skip
 # What there is no number for, and what damaged data raises.
 UNDRAWN = (NotRun, UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 FIXED = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None},
@@ -134,14 +137,8 @@ class Table:
         return [*paths, write_csv(out / f"{self.name}.csv", rows, self.header)]
 
 
-def latex(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
-    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "<": "$<$", ">": "$>$", "~": r"\textasciitilde{}",
-             "^": r"\textasciicircum{}", "†": r"$\dagger$"} | {sign: "\\" + sign for sign in "&%$#_{}"}
-    return "".join(signs.get(sign, sign) for sign in text)
-
-
-TEMPLATES.filters["latex"] = latex
+TEMPLATES.filters |= {"latex": latex, "caption": caption, "label": label}
+TEMPLATES.globals["columns"] = columns
 
 
 def strangers(rows: Sequence[Mapping]) -> list[str]:

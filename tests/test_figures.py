@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +13,9 @@ import drawings
 import fake_results
 import numpy as np
 import pytest
+import results
 import style
+import tex
 from matplotlib.text import Text
 
 from mmduet2kit.files import read_csv, read_json, write_csv, write_json
@@ -138,6 +142,7 @@ def test_tables_put_the_papers_numbers_beside_the_kits_and_say_the_seeds(runs):
     rows = {(row[0], row[1]): row for row in three.rows}
     assert rows["MMDuet2 rl", "paper"][2:] == ["53.3 / 4.2", "33.6 / 8.1", "43.4 / 1.0", "28.9 / 15.2"]
     assert "±" in rows["MMDuet2 rl", "kit"][2] and any("3 seeds (1, 2, 3)" in note for note in three.notes)
+    assert rows["latency, s: MMDuet2 rl", "kit, ours"] and not any(row[2].count("/") > 1 for row in three.rows)
     one = scripts()["tab2_proactive"].draw.table(runs["one"])
     assert any("one seed" in note for note in one.notes) and "±" not in str(one.rows)
     six = {(row[0], row[1]): row for row in scripts()["tab6_rewards"].draw.table(runs["three"]).rows}
@@ -174,6 +179,40 @@ def test_few_replies_and_failed_seeds():
 
 def test_latex_is_escaped():
     assert drawings.latex("50% of r_rep & ±") == r"50\% of r\_rep \& $\pm$"
+    assert drawings.latex("“-”: 1.0 ± 0.2 by `a_b -- c`") == r"``-'': 1.0\,$\pm$\,0.2 by \texttt{a\_b -- c}"
+
+
+def test_wide_tables_break_their_cells_and_stay_on_the_page():
+    assert tex.columns(["", "from"], [["a", "b"], ["c", "d"]]) == ["l", "l"]
+    wide = tex.columns(["", "from", "[WEB]"], [["x " * 60, "kit", "1.0 ± 2.0 / 3.0"], ["y", "paper", "4"]])
+    shares = [float(one[2:].partition("\\")[0]) for one in wide]
+    assert sum(shares) < 1 and shares[0] > 0.5 and shares[1] > 5 / tex.LETTERS
+
+
+def test_tables_are_latex_that_can_be_pointed_at(drawn, tmp_path):
+    """Each has a label and no "Table 2." within its caption; with a LaTeX here they all compile into a page of 5.5 inches."""
+    paths = [path for path in drawn["three"] if path.suffix == ".tex"]
+    labels = [re.search(r"\\label\{(tab:[a-z_]+)\}", path.read_text())[1] for path in paths]
+    assert {"tab:proactive", "tab:rewards", "tab:formats"} <= set(labels) and len(set(labels)) == len(paths) == 8
+    assert not any(re.search(r"\\caption\{Table \d", path.read_text()) for path in paths)
+    if not shutil.which("pdflatex"):
+        pytest.skip("no LaTeX here: the tables are written, not compiled")
+    body = "".join(rf"\input{{{path}}}\clearpage " for path in paths) + "".join(rf"\ref{{{one}}} " for one in labels)
+    page = r"\documentclass{article}\textwidth=5.5in\begin{document}" + body + r"\end{document}"
+    (tmp_path / "all.tex").write_text(page)
+    for _ in range(2):
+        said = subprocess.run(["pdflatex", "-halt-on-error", "-interaction=batchmode", "all.tex"], cwd=tmp_path, capture_output=True, text=True)
+        assert said.returncode == 0, (tmp_path / "all.log").read_text()[-2000:]
+    log = (tmp_path / "all.log").read_text()
+    assert "undefined" not in log and max(map(float, re.findall(r"Overfull .hbox \(([\d.]+)pt", log)), default=0) < 6  # the gap between columns
+
+
+def test_tables_say_whether_the_rule_for_few_replies_holds(runs):
+    """Only Table 2's file counts the gold turns with more than one reply, on which the rule rests."""
+    for name in ("tab6_rewards", "tab7_intervals", "ours4_formats"):
+        file = {"tab6": "table6.csv", "tab7": "table7.csv", "ours": "formats.csv"}[name[:4]]
+        assert drawings.FEW in scripts()[name].draw.table(runs["one"]).notes and "multi_spans" not in results.COLUMNS[file[:-4]].split()
+    assert "multi_spans" in results.COLUMNS["table2"].split() and drawings.FEW not in scripts()["tab2_proactive"].draw.table(runs["one"]).notes
 
 
 def test_the_papers_numbers_name_their_source():
