@@ -14,14 +14,18 @@ from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import write_atomic, write_csv
 from tables import FAIL, FIGURES, NOT_RUN, PAPER, SMOKE, STUDY, NotRun, Run, figure_of, select
-from style import GREY, LOOK, RED
+from tex import caption, columns, label, latex
+from style import GREY, PRINT, RED, SMALL, WIDTH
 
 TEMPLATES = Environment(loader=FileSystemLoader(FIGURES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOTHING = "-"
+FEW = ("Table 2's rule for few replies (“-” below 10 gold turns with more than one reply) is not applied here, since this table's file does "
+       "not count such turns: duplicates of the kit stand on however few replies there are, and are 0.0 where there are none.")  # fmt: skip
 # What there is no number for, and what damaged data raises.
 UNDRAWN = (NotRun, UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 FIXED = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None},
@@ -45,7 +49,7 @@ def figure(name: str, title: str) -> Callable:
             run = Run(Path(data))
             with matplotlib.rc_context():
                 matplotlib.rcdefaults()  # a user's own settings must not change a byte
-                matplotlib.rcParams.update(LOOK)
+                matplotlib.rcParams.update(PRINT)
                 try:
                     return _finish(run, Path(out), name, title, *build(run))
                 except UNDRAWN as error:
@@ -59,26 +63,34 @@ def figure(name: str, title: str) -> Callable:
 
 def _finish(run: Run, out: Path, name: str, title: str, made: Figure, alt: str, rows: Sequence[dict]) -> list[Path]:
     if run.smoke:
-        made.text(0.5, 0.0, SMOKE, ha="center", va="top", fontsize=8, color=RED)
+        made.text(0.5, 0.0, SMOKE, ha="center", va="top", fontsize=SMALL, color=RED)
     return _save(made, out, name, f"{title}. {alt}" + (f" {SMOKE}" if run.smoke else ""), rows)
 
 
 def _not_run(title: str, why: str) -> tuple[Figure, str, list[dict]]:
-    figure = Figure(figsize=(7, 1.6))
-    figure.text(0.5, 0.62, NOT_RUN, ha="center", fontsize=20, color=GREY, weight="bold")
-    told = textwrap.fill(f"{title}: {why}", 90)
+    figure = Figure(figsize=(WIDTH, 1.2))
+    figure.text(0.5, 0.62, NOT_RUN, ha="center", fontsize=16, color=GREY, weight="bold")
+    told = textwrap.fill(f"{title}: {why}", 85)
     figure.text(0.5, 0.2, told, ha="center", va="center", color=GREY)
     return figure, f"{NOT_RUN}: {why}.", [{"status": NOT_RUN, "reason": why}]
 
 
 def _save(figure: Figure, out: Path, name: str, alt: str, rows: Sequence[dict]) -> list[Path]:
     paths = []
+    figure.draw_without_rendering()
+    tall = figure.get_tightbbox()
+    box = Bbox.from_extents(0, tall.y0 - 0.06, WIDTH, tall.y1 + 0.06)  # cut above and below only: all have a paper's text width
     for kind, metadata in FIXED.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
+        figure.savefig(buffer, format=kind, metadata=metadata, bbox_inches=box)
         paths.append(write_atomic(out / f"{name}.{kind}", buffer.getvalue()))
     paths.append(write_atomic(out / f"{name}.txt", alt + "\n"))
     return [*paths, write_csv(out / f"{name}.csv", rows, None if rows else ["status"])]
+
+
+def source(figure: Figure, *sentences: str) -> None:
+    """A grey line under the figure: where its numbers come from, and how to read its signs."""
+    figure.supxlabel(textwrap.fill(" ".join(sentences), 108), fontsize=SMALL, color=GREY)
 
 
 def picture(axes, folder: Path, image: str, extent: Sequence[float], edge=GREY, width: float = 0.8) -> None:
@@ -125,14 +137,8 @@ class Table:
         return [*paths, write_csv(out / f"{self.name}.csv", rows, self.header)]
 
 
-def latex(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
-    signs = {"\\": r"\textbackslash{}", "±": r"$\pm$", "<": "$<$", ">": "$>$", "~": r"\textasciitilde{}",
-             "^": r"\textasciicircum{}", "†": r"$\dagger$"} | {sign: "\\" + sign for sign in "&%$#_{}"}
-    return "".join(signs.get(sign, sign) for sign in text)
-
-
-TEMPLATES.filters["latex"] = latex
+TEMPLATES.filters |= {"latex": latex, "caption": caption, "label": label}
+TEMPLATES.globals["columns"] = columns
 
 
 def strangers(rows: Sequence[Mapping]) -> list[str]:

@@ -8,8 +8,8 @@ import drawings
 import style
 
 COLORS = {"system": "#333333", "user": style.ORANGE, "assistant": style.BLUE}
-WIDTH, MOST, ROW = 112, 44, 0.155  # characters a line, lines, inches a line
-POINTS = 7.4  # font size; a character of DejaVu Sans Mono is 0.602 of it wide
+WIDTH, MOST, ROW = 104, 44, 0.13  # characters a line, lines, inches a line
+POINTS = 6.2  # font size; a character of DejaVu Sans Mono is 0.602 of it wide
 SPECIAL = re.compile(r"(<\|[^|]*\|>(?:×\d+)?|<image>)")
 FRAME = re.compile(r"<\|vision_start\|>.*?<\|vision_end\|>|<image>")
 
@@ -20,12 +20,12 @@ def draw(run):
     segments = run.need("figure2.json")["segments"]
     lines = layout(segments)
     shown = lines[:MOST]
-    figure = Figure(figsize=(WIDTH * POINTS * 0.602 / 72, ROW * (len(shown) + 3)))
+    figure = Figure(figsize=(style.WIDTH, ROW * (len(shown) + 3)))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
-    axes.set(xlim=(0, WIDTH), ylim=(len(shown) + 3, 0))
+    axes.set(xlim=(-0.5, style.WIDTH * 72 / (POINTS * 0.602) - 0.5), ylim=(len(shown) + 3, 0))
     for k, (role, color) in enumerate(COLORS.items()):
-        axes.text(1 + 16 * k, 0.8, f"■ {role}", color=color, va="center", weight="bold")
+        axes.text(16 * k, 0.8, f"■ {role}", color=color, va="center", weight="bold")
     for row, pieces in enumerate(shown, start=2):
         column = 0
         for role, text, said in pieces:

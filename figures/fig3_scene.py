@@ -17,13 +17,13 @@ def draw(run):
     scene = run.need("figure3.json")
     frames, (start, end), onset = scene["frames"], scene["span"], scene["onset"]
     down = -(-len(frames) // ACROSS)
-    figure = Figure(figsize=(7.5, 1.1 * down + 1.2), layout="constrained")
-    strip, line = figure.subplots(2, 1, height_ratios=[1.1 * down, 0.8])
+    figure = Figure(figsize=(style.WIDTH, 0.74 * down + 1.15), layout="constrained")
+    strip, line = figure.subplots(2, 1, height_ratios=[0.74 * down, 0.6])
     strip.axis("off")
     strip.set(xlim=(-0.05, min(len(frames), ACROSS) + 0.05), ylim=(1.1 * down + 0.02, 0))
     for k, frame in enumerate(frames):
         row, column = divmod(k, ACROSS)
-        edge, width = (style.GREEN, 3.5) if frame["in_scene"] else (style.GREY, 0.6)
+        edge, width = (style.GREEN, 2.5) if frame["in_scene"] else (style.GREY, 0.6)
         top = 1.1 * row + 0.2
         drawings.picture(
             strip, run.data, frame["image"], (column + 0.08, column + 0.92, top + 0.84, top), edge, width
@@ -34,7 +34,7 @@ def draw(run):
             f"{frame['time']:g} s",
             ha="center",
             va="center",
-            fontsize=7,
+            fontsize=style.SMALL,
             color=style.GREY,
         )
     strip.set_aspect("equal")
@@ -52,7 +52,7 @@ def draw(run):
     )
     if onset is not None:
         line.plot([onset] * 2, [0, 0.85], color=style.RED, linestyle="--")
-        line.plot(onset, 0.95, marker="*", color=style.RED, markersize=10, clip_on=False)
+        line.plot(onset, 0.95, marker="*", color=style.RED, markersize=8, clip_on=False)
         line.text(
             onset,
             0.95,
@@ -61,7 +61,7 @@ def draw(run):
             va="center",
             ha="left" if onset < (min(times) + max(times)) / 2 else "right",
         )
-    caption = textwrap.fill(f"Caption: “{scene['caption']}”", 110)
+    caption = textwrap.fill(f"Caption: “{scene['caption']}”", 90)
     line.set(
         xlim=(min(times), max(max(times), end)),
         ylim=(0, 1),

@@ -1,6 +1,8 @@
 """Figure 4: PAUC is the area under a step line of scores; a better or an earlier reply makes it larger."""
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 import drawings
 import style
@@ -15,7 +17,7 @@ CASES = {"replies": REPLIES, "higher score": [(3, 1), (7, 2)], "earlier": [(3, 1
 @drawings.figure("fig4_pauc", "Figure 4. The calculation of PAUC, and two replies that are better")
 def draw(run):
     """The area of one list of replies, and what a higher score or an earlier reply adds to it (hatched)."""
-    figure = Figure(figsize=(7.5, 2.9), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 2.3), layout="constrained")
     panels = figure.subplots(1, len(CASES), sharey=True, squeeze=False)[0]
     base, rows = steps(REPLIES), []
     for axes, (name, replies) in zip(panels, CASES.items()):
@@ -27,18 +29,23 @@ def draw(run):
             axes.fill_between(*base, step="post", color="white", linewidth=0)
         axes.fill_between(*base, step="post", color=style.SKY, alpha=0.45, linewidth=0)
         axes.step(*base, where="post", color=style.GREY, linestyle="--", linewidth=1)
-        axes.step(*corners, where="post", color=style.BLUE, linewidth=1.6)
+        axes.step(*corners, where="post", color=style.BLUE, linewidth=1.4)
         for k, (time, score) in enumerate(replies, start=1):
             changed = (time, score) not in REPLIES
             mark, color = ("D", style.ORANGE) if changed else ("o", style.BLUE)
-            axes.plot(time, score, marker=mark, color=color, zorder=4)
+            axes.plot(time, score, marker=mark, markersize=5, color=color, zorder=4)
             axes.annotate(f"τ{k}{'′' if changed else ''}", (time, score), (4, 5), textcoords="offset points")
             rows.append({"case": name, "time_s": time, "score": score,
                          **dict(zip(("pauc_omega_0", "pauc_omega_0.5"), (round(v, 3) for v in values)))})
         axes.set_title(f"{name}: PAUC {values[0]:.1f}")
         axes.set(xlim=SPAN, ylim=(0, MOST * 1.15), xlabel="video time, s")
-    panels[0].set(ylabel="score", yticks=range(MOST + 1))
-    panels[0].text(0.2, INITIAL - 0.02 * MOST, f"initial\n{INITIAL:g}", fontsize=8, va="top")
+    panels[0].set(ylabel="score, 0 to 2", yticks=range(MOST + 1))
+    panels[0].text(0.2, INITIAL - 0.02 * MOST, f"initial\n{INITIAL:g}", fontsize=style.SMALL, va="top")
+    figure.legend(handles=[Patch(facecolor=style.SKY, alpha=0.45, label="area of the replies"),
+                           Patch(facecolor="none", edgecolor=style.ORANGE, hatch="////", linewidth=0, label="what the better one adds"),
+                           Line2D([], [], color=style.BLUE, marker="o", label="a reply and its score"),
+                           Line2D([], [], linestyle="", color=style.ORANGE, marker="D", label="a better reply")],
+                  loc="outside lower center", ncols=4)  # fmt: skip
     alt = "; ".join(f"{name}: {score:.1f}" for name, score in {r["case"]: r["pauc_omega_0"] for r in rows}.items())
     said = (f"Score over time in a span from {SPAN[0]:g} to {SPAN[1]:g} s. PAUC is the area under the step "
             f"line as a share of the largest (Eq. 1, omega 0), in percent. {alt}.")

@@ -10,6 +10,7 @@ import style
 import tables
 
 TERMS = ("pauc", "rep", "in_span", "pfx")
+NAMES = {"paper": "the paper's reward", "upstream": "the released code's"}
 
 
 @drawings.figure("ours2_variants", "Ours. The same rollouts under the paper's reward and the released code's")
@@ -21,27 +22,28 @@ def draw(run):
     decided = [(a, b) for a, b in pairs if abs(paper[a] - paper[b]) > 1e-9 and abs(code[a] - code[b]) > 1e-9]
     flipped = sum((paper[a] - paper[b]) * (code[a] - code[b]) < 0 for a, b in decided)
     x, y = (np.array([found[key] for key in paper]) for found in (paper, code))
-    figure = Figure(figsize=(7.5, 3.0), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 2.75), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.axline((0, 0), slope=1, color=style.GREY, linewidth=0.8, linestyle="--")
     opposite = x * y < 0
-    left.plot(x[~opposite], y[~opposite], "o", color=style.BLUE, markersize=4, label="same sign")
-    left.plot(x[opposite], y[opposite], "X", color=style.ORANGE, markersize=6, label="opposite sign")
-    left.set(xlabel="advantage, paper's reward", ylabel="advantage, released code's", title="one rollout a point")
-    left.legend()
+    left.plot(x[~opposite], y[~opposite], "o", color=style.BLUE, markersize=3, label="same sign")
+    left.plot(x[opposite], y[opposite], "X", color=style.ORANGE, markersize=5, label="opposite sign")
+    left.set(xlabel="advantage, paper's reward", ylabel="advantage, released code's", title="a point is a rollout")
     shown = []
     for place, (variant, colour, hatch) in enumerate((("paper", style.BLUE, ""), ("upstream", style.ORANGE, "//"))):
         mine = tables.select(rows, variant=variant)
         spread = [_within(mine, f"weighted_{term}") for term in TERMS]
-        right.bar(np.arange(4) + 0.4 * place - 0.2, spread, 0.4, color=colour, hatch=hatch, label=variant)
+        right.bar(np.arange(4) + 0.4 * place - 0.2, spread, 0.4, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=NAMES[variant])
         shown += [{"variant": variant, "term": term, "deviation_within_groups": round(value, 4)}
                   for term, value in zip(TERMS, spread)]  # fmt: skip
-    right.set(xticks=range(4), xticklabels=["r_PAUC", "r_rep", "r_in_span", "r_pfx"], title="deviation within groups, weighted")
-    right.legend()
+    right.set(xticks=range(4), xticklabels=["r_PAUC", "r_rep", "r_in_span", "r_pfx"], ylabel="deviation within groups", title="how far a weighted term moves it")
+    known = [axes.get_legend_handles_labels() for axes in (left, right)]
+    figure.legend(sum((marks for marks, _ in known), []), sum((names for _, names in known), []), loc="outside upper center", ncols=4)
     alike = f"{np.corrcoef(x, y)[0, 1]:.2f}" if x.std() and y.std() else "not defined"
     told = (f"{len(paper)} rollouts of {len({key[0] for key in paper})} prompts: of {len(decided)} pairs of siblings that both "
             f"rewards tell apart, {flipped} change places; {int(opposite.sum())} advantages change their sign; the advantages' "
             f"correlation is {alike}.")  # fmt: skip
+    drawings.source(figure, run.line(rows), "Advantage: a rollout's reward above its group's mean, in the group's deviations.")
     return figure, told, shown
 
 

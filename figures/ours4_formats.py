@@ -27,7 +27,8 @@ def draw(run):
         columns,
         [
             "Context tokens: what the cache holds at the end of a video, for each minute of it. Times: one stream at a "
-            "time on this run's machine. The paper proposes the second format in Appendix A and reports nothing of it."
+            "time on this run's machine. The paper proposes the second format in Appendix A and reports nothing of it.",
+            drawings.FEW,
         ],
         "formats.csv",
     )

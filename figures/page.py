@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import claims
 from artifact import artifact_table
@@ -18,6 +18,9 @@ MADE = {"fig1": ("figure1.json", "01"), "fig2": ("figure2.json", "02"), "fig3": 
         "ours1": ("threshold_sweep.csv", "06"), "ours2": ("variants.csv", "05"), "ours3": ("silence.csv", "08"), "ours4": ("formats.csv", "08"),
         "ours5": ("before_after.json", "06")}  # by the start of a drawing's name: its results file, and the notebook that makes it  # fmt: skip
 NOTEBOOKS = {path.name[:2]: path.stem for path in sorted((FIGURES.parent / "notebooks").glob("[0-9]*.ipynb"))}
+
+# What claims.yaml calls a unit, in words.
+UNITS = {"pauc": "PAUC points", "reply_turns": "replies a video", "s": "seconds", "percent points": "percentage points", "ratio": "times (a ratio)"}
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -41,9 +44,14 @@ def write_report(run_dir: Path | str) -> Path:
     counts = Counter(claim["verdict"] for claim in verdicts)
     return write_atomic(run_dir / "report.html", page.render(
         css=Markup(Path(__file__).with_name("page.css").read_text()), run=run, claims=verdicts, tables=tables,
-        figures=figures, profile=run.manifest.get("settings"), smoke=SMOKE, made=made, of_claim=of_claim, gigabytes=_gigabytes(run_dir),
+        figures=figures, profile=run.manifest.get("settings"), smoke=SMOKE, made=made, of_claim=of_claim, units=UNITS, prose=prose, gigabytes=_gigabytes(run_dir),
         experiments=experiments(run, verdicts), artifact=artifact_table(), yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
         counts=[(counts[word], word) for word in claims.VERDICTS]))
+
+
+def prose(text: str) -> Markup:
+    """A note as HTML: `code` in a typewriter's letters."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def made(name: str) -> list[tuple[str, str]]:
@@ -78,4 +86,5 @@ def _gigabytes(run_dir: Path) -> float | None:
 def _inline(path: Path, name: str) -> Markup:
     """A drawing as an element; its names get a prefix, since several drawings stand in one page."""
     svg = path.read_text(encoding="utf-8")
-    return Markup(re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg[svg.index("<svg"):]))
+    svg = re.sub(r'(<image [^>]*?) id="[^"]*"', r"\1", svg[svg.index("<svg"):])  # equal pictures would have equal names
+    return Markup(re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg))

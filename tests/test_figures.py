@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,8 +13,12 @@ import drawings
 import fake_results
 import numpy as np
 import pytest
+import results
+import style
+import tex
+from matplotlib.text import Text
 
-from mmduet2kit.files import read_csv, write_csv
+from mmduet2kit.files import read_csv, read_json, write_csv, write_json
 import tables
 from mmduet2kit.report import redraw, scripts
 
@@ -106,11 +112,37 @@ def test_alt_text_and_data_stand_beside_each_figure(drawn):
         assert read_csv(path.with_suffix(".csv"))
 
 
+def test_figures_fit_a_papers_page(runs, drawn, monkeypatch, tmp_path):
+    """As wide as a paper's text, no letter under 6 points or over the edge, fonts that a PDF's reader can edit (no Type 3)."""
+    small, over = [], []
+
+    def watched(figure, out, name, *rest):
+        figure.draw_without_rendering()
+        page = figure.get_tightbbox()
+        over.extend([name] * bool(page.x0 < -0.01 or page.x1 > style.WIDTH + 0.01))
+        small.extend((name, text.get_text()) for text in figure.findobj(Text) if text.get_text().strip() and text.get_fontsize() < 6)
+        return []
+
+    monkeypatch.setattr(drawings, "_save", watched)
+    for script in scripts().values():
+        if not hasattr(script.draw, "table"):
+            for run in runs.values():
+                script.draw(run, tmp_path)
+    assert small == [] and over == []
+    for path in drawn["three"]:
+        if path.suffix == ".pdf":
+            text = path.read_bytes()
+            assert b"/Type3" not in text and b"/FontFile2" in text and b"/MediaBox [0 0 396 " in text.replace(b"[ ", b"["), path.name
+        if path.suffix == ".svg":
+            assert 'width="396pt"' in path.read_text() and "mathdefault" not in path.read_text(), path.name
+
+
 def test_tables_put_the_papers_numbers_beside_the_kits_and_say_the_seeds(runs):
     three = scripts()["tab2_proactive"].draw.table(runs["three"])
     rows = {(row[0], row[1]): row for row in three.rows}
     assert rows["MMDuet2 rl", "paper"][2:] == ["53.3 / 4.2", "33.6 / 8.1", "43.4 / 1.0", "28.9 / 15.2"]
     assert "±" in rows["MMDuet2 rl", "kit"][2] and any("3 seeds (1, 2, 3)" in note for note in three.notes)
+    assert rows["latency, s: MMDuet2 rl", "kit, ours"] and not any(row[2].count("/") > 1 for row in three.rows)
     one = scripts()["tab2_proactive"].draw.table(runs["one"])
     assert any("one seed" in note for note in one.notes) and "±" not in str(one.rows)
     six = {(row[0], row[1]): row for row in scripts()["tab6_rewards"].draw.table(runs["three"]).rows}
@@ -147,6 +179,40 @@ def test_few_replies_and_failed_seeds():
 
 def test_latex_is_escaped():
     assert drawings.latex("50% of r_rep & ±") == r"50\% of r\_rep \& $\pm$"
+    assert drawings.latex("“-”: 1.0 ± 0.2 by `a_b -- c`") == r"``-'': 1.0\,$\pm$\,0.2 by \texttt{a\_b -- c}"
+
+
+def test_wide_tables_break_their_cells_and_stay_on_the_page():
+    assert tex.columns(["", "from"], [["a", "b"], ["c", "d"]]) == ["l", "l"]
+    wide = tex.columns(["", "from", "[WEB]"], [["x " * 60, "kit", "1.0 ± 2.0 / 3.0"], ["y", "paper", "4"]])
+    shares = [float(one[2:].partition("\\")[0]) for one in wide]
+    assert sum(shares) < 1 and shares[0] > 0.5 and shares[1] > 5 / tex.LETTERS
+
+
+def test_tables_are_latex_that_can_be_pointed_at(drawn, tmp_path):
+    """Each has a label and no "Table 2." within its caption; with a LaTeX here they all compile into a page of 5.5 inches."""
+    paths = [path for path in drawn["three"] if path.suffix == ".tex"]
+    labels = [re.search(r"\\label\{(tab:[a-z_]+)\}", path.read_text())[1] for path in paths]
+    assert {"tab:proactive", "tab:rewards", "tab:formats"} <= set(labels) and len(set(labels)) == len(paths) == 8
+    assert not any(re.search(r"\\caption\{Table \d", path.read_text()) for path in paths)
+    if not shutil.which("pdflatex"):
+        pytest.skip("no LaTeX here: the tables are written, not compiled")
+    body = "".join(rf"\input{{{path}}}\clearpage " for path in paths) + "".join(rf"\ref{{{one}}} " for one in labels)
+    page = r"\documentclass{article}\textwidth=5.5in\begin{document}" + body + r"\end{document}"
+    (tmp_path / "all.tex").write_text(page)
+    for _ in range(2):
+        said = subprocess.run(["pdflatex", "-halt-on-error", "-interaction=batchmode", "all.tex"], cwd=tmp_path, capture_output=True, text=True)
+        assert said.returncode == 0, (tmp_path / "all.log").read_text()[-2000:]
+    log = (tmp_path / "all.log").read_text()
+    assert "undefined" not in log and max(map(float, re.findall(r"Overfull .hbox \(([\d.]+)pt", log)), default=0) < 6  # the gap between columns
+
+
+def test_tables_say_whether_the_rule_for_few_replies_holds(runs):
+    """Only Table 2's file counts the gold turns with more than one reply, on which the rule rests."""
+    for name in ("tab6_rewards", "tab7_intervals", "ours4_formats"):
+        file = {"tab6": "table6.csv", "tab7": "table7.csv", "ours": "formats.csv"}[name[:4]]
+        assert drawings.FEW in scripts()[name].draw.table(runs["one"]).notes and "multi_spans" not in results.COLUMNS[file[:-4]].split()
+    assert "multi_spans" in results.COLUMNS["table2"].split() and drawings.FEW not in scripts()["tab2_proactive"].draw.table(runs["one"]).notes
 
 
 def test_the_papers_numbers_name_their_source():
@@ -192,3 +258,39 @@ def test_silence_stands_over_the_weighted_odds_of_no_reply(runs, tmp_path):
     assert float(rows[1.0, 0.5]["odds"]) == float(rows[2.0, 1.0]["odds"]) == 3.0
     assert float(rows[1.0, 0.25]["reply_turns"]) == 8.0 and len(rows) == 6 and rows[1.0, 0.25]["seeds"] == "3"
     assert "1 s, weight 0.5 (odds 3.0): 4.0 replies, PAUC 40.0" in drawn[".txt"].read_text()
+
+
+def test_duplicates_of_few_replies_are_no_point_of_figure_5(runs, tmp_path):
+    """16 development videos: at 0.9 replies a video at most 7 gold spans have more than one, at 1.5 there may be 12. A count of the file's decides."""
+    script, run = scripts()["fig5_dynamics"], tables.Run(runs["one"])
+    assert run.manifest["settings"]["evaluate"]["dev_videos"] == 16
+    assert script.few(run, {"reply_turns": "0.9"}) and not script.few(run, {"reply_turns": "1.5"})
+    assert script.few(run, {"reply_turns": "1.5", "multi_spans": "9"}) and not script.few(run, {"reply_turns": "0.9", "multi_spans": "10"})
+    assert not script.few(tables.Run(tmp_path), {"reply_turns": "0.9"})  # nobody knows how many videos
+    for kept, (least, said) in {"all": (2.0, ""), "some": (0.1, "4 points left out where fewer than 10 gold spans")}.items():
+        rows = [row | {"reply_turns": max(least, k % 9 > 1 and 3.0), "duplicate": 100 if k % 9 < 2 and kept == "some" else 5}
+                for k, row in enumerate(read_csv(runs["one"] / "figure5.csv"))]  # fmt: skip
+        write_csv(tmp_path / kept / "results" / "figure5.csv", rows)
+        write_json(tmp_path / kept / "manifest.json", run.manifest)
+        paths = {path.suffix: path for path in script.draw(tmp_path / kept / "results", tmp_path / kept)}
+        text = paths[".txt"].read_text()
+        assert said in text and ("left out" in text) == bool(said) and len(read_csv(paths[".csv"])) == 18
+        assert "duplicates on WEB: from 5.0 at step " in text and "lowest 5.0" in text and "highest 5.0" in text
+
+
+def test_before_and_after_tells_who_says_what_and_when(runs, tmp_path):
+    """Repeats are told as such, a reply at another place than the one before it by its number, right ones with the seconds after the onset."""
+    found = read_json(runs["one"] / "before_after.json")
+    red, blue = "A red square moves.", "A blue circle falls."
+    replies = [(3, red, False), (4, red, True), (5, red, True), (7, blue, False), (9, red, False), (10, blue, True)]
+    found["models"] = {"rl": {"replies": [dict(zip(("time", "text", "right"), one)) for one in replies], "first_right": [[3.2, 4.0]]},
+                       "sft": {"replies": [], "first_right": []}}  # fmt: skip
+    found["frames"] = [{"time": 0.5 * k, "image": "none.png"} for k in range(30)]
+    write_json(tmp_path / "before_after.json", found)
+    paths = {path.suffix: path for path in scripts()["ours5_before_after"].draw(tmp_path, tmp_path / "out")}
+    told = paths[".txt"].read_text()
+    assert "2.0 to 6.0 s, really seen from 3.2 s: “A red square moves.”; 8.0 to 12.0 s: “A blue circle falls.”" in told
+    assert "SFT + GRPO: NO REPLY at 10 of 16 turns, right in 1 of 1 gold spans, on average 0.8 s after the onset: at 3 s" in told
+    assert "(wrong; the same at 4, 5 s); at 7 s “A blue circle falls.” (outside); at 9 s “A red square moves.” (wrong)" in told
+    assert "at 10 s “A blue circle falls.” (right)" in told and "SFT: NO REPLY at 16 of 16 turns, right in 0 of 1 gold spans." in told
+    assert [row["judged"] for row in read_csv(paths[".csv"])] == ["wrong", "+0.8 s", "+1.8 s", "outside", "wrong", "right"]

@@ -95,6 +95,13 @@ def test_every_claim_table_and_figure_links_to_its_results_and_its_notebook(page
     assert "no-rep-duplicates-WEB" in text[text.index('id="artifact"') :].partition("</table>")[0] and "reply_turns on" not in text
 
 
+def test_claims_are_in_words_and_units_too(page):
+    text = page.read_text(encoding="utf-8")
+    units = set(re.findall(r'data-label="Unit">([^<]*)<', text))
+    assert units == {"PAUC points", "percentage points", "replies a video", "seconds", "share of the growth", "times (a ratio)"}
+    assert "a dip in PAUC on" in text and "tolerance 15 percentage points" in text
+
+
 def test_the_same_run_gives_the_same_page(page):
     before = page.read_bytes()
     assert write_report(page.parent).read_bytes() == before
