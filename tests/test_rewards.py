@@ -1,12 +1,16 @@
 """The four-term reward: hand-worked values, the paper against upstream, and what must not change it."""
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmduet2kit.dialogue import Dialogue, Gold, Segment, Turn
+from mmduet2kit.profile import load_profile
 from mmduet2kit.score import NO_REPLY, VARIANTS, Variant, pauc, proactive_reward
+from mmduet2kit.train.rollout import reward_of
 
 settings.register_profile("no_deadline", deadline=None)  # a busy machine is not a failure
 settings.load_profile("no_deadline")
@@ -235,3 +239,17 @@ def test_paper_terms_against_exact_fractions(turns, gold):
     result = reward(turns, gold, similarity=some_similarity, covered=some_covered)
     assert result.pauc == pytest.approx(float(sum(areas) / len(areas)) if areas else 0, abs=1e-12)
     assert terms(result)[1:] == (-covered / count, -outside / count, -verbose / count)
+
+
+def test_two_gold_turns_of_the_same_words_are_judged_by_their_own_questions():
+    """Of [0, 6] and [6, 12] the reply at 2 answers the first question only: PAUC (paper) is (.5 * 2 + 4 * 4) / 24 and .125, mean .41666."""
+    gold = (Gold(0, 6, "A dog.", "What runs?"), Gold(6, 12, "A dog.", "What sleeps?"))
+    dialogue = Dialogue("d", "v.mp4", 2.0, tuple(Turn((k,), None, NO_REPLY) for k in range(6)), gold)
+    asked = []
+    judge = SimpleNamespace(covered=lambda *_: False, correctness=lambda q, g, said, top: asked.append((q, g)) or (4 if q == "What runs?" else 0))
+    rl = load_profile("tiny").rl.model_copy(update={"variant": "paper"})
+    found = reward_of([(2, "A dog."), (4, NO_REPLY), (8, NO_REPLY)], Segment(dialogue, 0, 6, gold), judge, rl)
+    assert asked == [("What runs?", "A dog.")]
+    assert found.pauc == pytest.approx((17 / 24 + 1 / 8) / 2)
+    reward_of([(2, "A cat."), (8, "A dog.")], Segment(dialogue, 0, 6, gold), judge, rl)
+    assert asked[1:] == [("What runs?", "A dog."), ("What sleeps?", "A dog.")]

@@ -13,7 +13,8 @@ def pauc(span: tuple[float, float], replies: Iterable[tuple[float, float]], max_
     span are ignored; at equal times the later entry wins. omega in [0, 1] pulls the replies towards the span's start:
     0 is Eq. 1, 0.5 is Table 2's, at 1 only the last score counts. initial: the level before the first reply, in score
     units; silence gives initial / max_score. related_end: when given, the benchmark's late-worse filter is on:
-    replies after it that score lower than the last reply up to it are left out (they probably answer the next event).
+    replies after it that score lower than the last reply up to it are left out (they probably answer the next event);
+    of replies at one time, the later one of those that are left wins.
     Exact fractions are rounded once, so that equal areas are equal floats. Raises ValueError for start >= end, a
     score outside [0, max_score], or an option out of range.
     """

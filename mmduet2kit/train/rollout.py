@@ -111,10 +111,9 @@ def _transcript(encoder: ChatEncoder, segment: Segment, prompt: list[int], said:
 
 def reward_of(turns: list[tuple[float, str]], segment: Segment, judge, rl: RL) -> Reward:
     """The reward of these turns, (seconds, text) each (contract, section Reward)."""
-    questions = {g.text: g.question for g in segment.gold}
     return proactive_reward(
-        turns, [(g.start, g.end, g.text) for g in segment.gold],
-        similarity=lambda gold, said: judge.correctness(questions.get(gold, ""), gold, said, 4),
+        turns, [(g.start, g.end, g) for g in segment.gold],
+        similarity=lambda gold, said: judge.correctness(gold.question, gold.text, said, 4),
         covered=judge.covered, history=segment.history_replies(),
         variant=rl.variant, weights=rl.weights, prefix_chars=rl.prefix_chars,
     )  # fmt: skip
