@@ -65,10 +65,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--domains", default="", help="by commas (default: all of the test videos', PO apart)")
     parser.add_argument("--intervals", default="", help="seconds between frames, by commas (default: the profile's)")
     parser.add_argument("--engine", choices=("stream", "vllm"), default="stream", help="who generates (default: stream)")
-    parser.add_argument("--extras", default="", help="any of offline,po,speed,ahead by commas (ahead: speed with NO REPLY verified)")
+    parser.add_argument("--extras", default="", help="any of offline,po,speed,ahead by commas (ahead: speed with NO REPLY verified; default: none)")
     parser.add_argument("--protocol", choices=("push", "poll"), default="push", help="poll: StreamingBench's own, of its questions alone (default: push)")
-    parser.add_argument("--shard", type=share, default="0/1", metavar="I/N", help="this process's part, from 0/N to N-1/N; the last to end puts all together")
-    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="start N shards here, each on a GPU of its own where there are any")
+    parser.add_argument("--shard", type=share, default="0/1", metavar="I/N", help="this process's part, from 0/N to N-1/N; the last to end puts all together (default: 0/1)")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="start N shards here, each on a GPU of its own where there are any (default: 1)")
 
 
 @dataclass

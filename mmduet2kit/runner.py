@@ -26,7 +26,7 @@ from .errors import UserError
 from .files import write_atomic, write_json
 from .launch import RELAYS
 from .manifest import cores, describe, read_manifest
-from .profile import load_profile
+from .profile import add_profile_arguments, load_profile
 from .report import STUDY
 
 TAG = "MMDUET2_STAGE"  # environment variable: "<run folder>:<stage>"
@@ -36,9 +36,9 @@ FAILED, NOT_STARTED = 1, 3  # exit codes of `execute`
 
 def add_arguments(parser) -> None:
     """Arguments of `mmduet2 run`."""
-    parser.add_argument("--profile", default="tiny", help="smoke, tiny (default), study, or the path of a YAML file")
+    add_profile_arguments(parser, seeded=False)
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--from", dest="start", metavar="NN", help="begin here; those before stand as is")
+    choice.add_argument("--from", dest="start", metavar="NN", help="begin with this notebook; those before stand as is (default: 01)")
     choice.add_argument("--only", metavar="NN", help="only this notebook")
     parser.add_argument("--force", action="store_true", help="run the notebooks though nothing changed")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and why, and stop")
