@@ -2,8 +2,8 @@
 #SBATCH --job-name=mmduet2kit --ntasks-per-node=1 --signal=B:TERM@300 --requeue --open-mode=append
 # The one entry point: sets up its own environment, then runs, tests, redraws or checks (sbatch takes it too).
 #   ./run_all.sh [run|test|figures|doctor] [--profile P] [--from NN] [--only NN] [--force] [--dry-run]
-# `run` and `--profile tiny` are the defaults; `test --all` runs the long tests too.
-# Exit: 0 done, 1 a stage failed (named), 2 bad usage or input, 3 doctor says stop, 143 terminated.
+# P: smoke, tiny, study (study@2: seed 2 of it alone), single_gpu, paper, or the path of a YAML file. `run` and `tiny` are the
+# defaults; `test --all` adds the long tests. Exit: 0 done, 1 a stage failed (named), 2 bad usage or input, 3 doctor says stop, 143 terminated.
 set -euo pipefail
 say() { printf '%s\n' "$*"; }
 stop() { printf 'run_all.sh: %s\n' "$1" >&2; exit "${2:-2}"; }

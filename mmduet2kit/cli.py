@@ -14,20 +14,20 @@ from pathlib import Path
 from . import __version__
 from .errors import UserError
 
-COMMANDS = {  # name: (module, what it does, examples)
-    "run": ("mmduet2kit.runner", "execute the notebooks in order", "mmduet2 run --profile tiny --from 04"),
+COMMANDS = {  # name: (module, what it does, an example)
+    "run": ("mmduet2kit.runner", "execute the notebooks in order", "mmduet2 run --profile tiny --from 04\nmmduet2 run --profile study@2 --dry-run"),
     "doctor": ("mmduet2kit.doctor", "is this machine fit for a profile?", "mmduet2 doctor --profile tiny"),
     "figures": ("mmduet2kit.cli", "redraw figures and tables", "mmduet2 figures --profile tiny"),
     "data": ("mmduet2kit.datasets", "build, check, look at and publish datasets",
-             "mmduet2 data --profile tiny; mmduet2 data check; mmduet2 data check EgoExoLearn --corpus egoexolearn; mmduet2 data build my_videos --out datasets/mine; "
-             "mmduet2 data join datasets/all datasets/mine datasets/pvqa; mmduet2 data look datasets/mine; mmduet2 data card datasets/mine; mmduet2 data export datasets/mine mine-hf"),
-    "base": ("mmduet2kit.train.base", "teach a small model to caption", "mmduet2 base --profile tiny"),
-    "sft": ("mmduet2kit.train.sft", "supervised fine-tuning", "mmduet2 sft --profile tiny --seed 1; mmduet2 sft --profile tiny --seed 1 --threshold"),
-    "grpo": ("mmduet2kit.train.grpo", "multi-turn GRPO", "mmduet2 grpo --profile tiny --seed 1; mmduet2 grpo --profile tiny --seed 1 --arm no_pauc"),
-    "evaluate": ("mmduet2kit.evaluation", "proactive and offline tests", "mmduet2 evaluate --profile tiny; mmduet2 evaluate --profile tiny --model sft --domains WEB,EGO --extras po"),
+             "mmduet2 data --profile tiny\nmmduet2 data check\nmmduet2 data check EgoExoLearn --corpus egoexolearn\nmmduet2 data build my_videos --out datasets/mine --profile paper\n"
+             "mmduet2 data join datasets/all datasets/mine datasets/ego\nmmduet2 data look runs/tiny/data\nmmduet2 data card datasets/mine\nmmduet2 data export datasets/mine mine-hf"),
+    "base": ("mmduet2kit.train.base", "teach a small model to caption", "mmduet2 base --profile tiny --seed 1"),
+    "sft": ("mmduet2kit.train.sft", "supervised fine-tuning", "mmduet2 sft --profile tiny --seed 1\nmmduet2 sft --profile tiny --seed 1 --threshold"),
+    "grpo": ("mmduet2kit.train.grpo", "multi-turn GRPO", "mmduet2 grpo --profile tiny --seed 1\nmmduet2 grpo --profile tiny --seed 1 --arm no_rep"),
+    "evaluate": ("mmduet2kit.evaluation", "proactive and offline tests", "mmduet2 evaluate --profile tiny --seed 1 --model rl --extras offline,po"),
     "lmms": ("mmduet2kit.lmms", "Video-MME, MVBench and LongVideoBench by lmms-eval", "mmduet2 lmms --profile paper --model rl -- --limit 8"),
-    "watch": ("mmduet2kit.watch", "watch a video and speak when there is something to say", "mmduet2 watch video.mp4 --question 'What is happening?' --ask 12.5:'Who came in?'"),
-    "score": ("mmduet2kit.scoring", "score anybody's predictions", "mmduet2 score --annotations WEB.json --predictions mine.jsonl --json scores.json"),
+    "watch": ("mmduet2kit.watch", "watch a video and speak when there is something to say", "mmduet2 watch video.mp4 --question 'What is happening?' --ask 12.5:'Who came in?'\nmmduet2 watch rtsp://camera --question 'What is happening?' --speed 1 --late drop"),
+    "score": ("mmduet2kit.scoring", "score anybody's predictions", "mmduet2 score --annotations WEB.json --predictions mine.jsonl --judge exact"),
 }
 
 
@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     top.add_argument("--version", action="version", version=f"mmduet2kit {__version__}")
     top.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     name = top.parse_args(argv[:1]).command
-    path, text, examples = COMMANDS[name]
-    parser = argparse.ArgumentParser(prog=f"mmduet2 {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="for example:\n  " + examples.replace("; ", "\n  "))
+    path, text, example = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"mmduet2 {name}", description=text, epilog="example: " + example.replace("\n", "\n         "), formatter_class=argparse.RawDescriptionHelpFormatter)
     try:
         module = importlib.import_module(path)
         module.add_arguments(parser)
@@ -67,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser) -> None:
     """Arguments of `mmduet2 figures`."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--profile", help="draw this run (default: the committed reference run)")
+    source.add_argument("--profile", help="draw the run of this profile (default: the committed reference run)")
     source.add_argument("--data", type=Path, help="draw the results files of this folder instead")
-    parser.add_argument("--out", type=Path, help="where to put the drawings (default: figures/out)")
+    parser.add_argument("--out", type=Path, help="where to put the drawings (default: figures/out, or runs/PROFILE/figures)")
 
 
 def run(args) -> int:

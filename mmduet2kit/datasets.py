@@ -29,13 +29,12 @@ SHOW = ("look", "card", "export")  # what is done with a dataset that is there
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("action", nargs="?", choices=("make", "check", "build", "join", *SHOW), default="make",
-                        help="make the profile's data (default), check a corpus, build a dataset from videos, join built ones, look at one, write its card, export it")  # fmt: skip
+    parser.add_argument("action", nargs="?", choices=("make", "check", "build", "join", *SHOW), default="make", help="make the profile's data (default), check a corpus, build a dataset from videos, join built ones, look at one, write its card, export it")
     parser.add_argument("folder", nargs="?", type=Path, help="of videos, where a corpus was unpacked (check without: the list of corpora), or of a dataset; join: the new one")
     parser.add_argument("datasets", nargs="*", type=Path, help="join: the built datasets; export: the copy's folder")
     parser.add_argument("--corpus", choices=sorted(READERS), help="which one it is (build without: own videos)")
     build_group = parser.add_argument_group("build")
-    build_group.add_argument("--out", type=Path, help="the dataset's folder (look, card: the file to write)")
+    build_group.add_argument("--out", type=Path, help="the dataset's folder (look, card: the file to write; default: look.html or README.md in the dataset's folder)")
     build_group.add_argument("--annotator", choices=("llm", "template"), default="llm", help="who writes captions and questions (default: llm)")
     build_group.add_argument("--domain", choices=("web", "ego"), default="web", help="of own videos (default: web)")
     build_group.add_argument("--shard", type=share, default="0/1", metavar="I/N", help="this machine's part of the work, from 0/N to N-1/N (default: 0/1)")
@@ -59,6 +58,8 @@ def shares(text: str) -> tuple[float, ...]:
 
 def run(args) -> None:
     """`mmduet2 data`: build a profile's dataset under runs/<profile>/data and write table1.csv; one that it names is only looked at."""
+    if min(args.count, args.workers) < 1:
+        raise UserError("--count and --workers must be 1 or more.")
     if args.action == "check":
         return check(args.folder, args.corpus)
     if args.action == "build":
@@ -85,7 +86,7 @@ def run(args) -> None:
 def show(args) -> None:
     """`mmduet2 data look | card | export`: the page, the card, the copy of a dataset."""
     if not (args.folder and args.folder.is_dir()):
-        raise UserError(f"{args.folder}: give the folder of a dataset that is there.")
+        raise UserError(f"{args.folder or args.action}: give the folder of a dataset that is there, such as runs/tiny/data.")
     if args.action == "export":
         from .export import export  # only here: it imports datasets and pyarrow
 
@@ -134,7 +135,7 @@ def build_dataset(args) -> None:
         return build_release(args)
     gives = READERS[args.corpus].gives if args.corpus else "clips"
     if not (args.folder and args.folder.is_dir() and args.out):
-        raise UserError(f"{args.folder}: give a folder of videos that is there, and --out, the dataset's folder.")
+        raise UserError(f"{args.folder or args.action}: give a folder of videos that is there, and --out, the dataset's folder.")
     profile = load_profile(args.profile)
     annotator, judge, out, made_with = None, None, args.out, gives
     unmixed(out, (out / "shards").is_dir() or (out / "annotations.sqlite").is_file())
@@ -169,7 +170,7 @@ def unmixed(out: Path, ours: bool) -> None:
 def build_release(args) -> None:
     """`mmduet2 data build FOLDER --corpus mmduet2-data`: the authors' dialogues with their pictures (released.py); one machine makes all."""
     if not (args.folder and args.folder.is_dir() and args.out) or args.shard != (0, 1):
-        raise UserError(f"{args.folder}: give the folder of the release, --out, the dataset's folder, and no --shard: --workers share this corpus.")
+        raise UserError(f"{args.folder or args.action}: give the folder of the release, --out, the dataset's folder, and no --shard: --workers share this corpus.")
     unmixed(args.out, (args.out / "frames").is_dir() and not (args.out / "shards").is_dir())
     profile, samples = load_profile(args.profile), READERS[args.corpus].read(args.folder)
     build_released(samples, args.folder, args.out, profile.video.visual_tokens, args.workers, lambda seen: print(f"building: {seen} rows", flush=True))

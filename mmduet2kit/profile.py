@@ -14,6 +14,7 @@ from .errors import UserError
 from .files import sha256_text
 
 FOLDER = Path(__file__).parent / "profiles"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def rising(pair):
@@ -261,10 +262,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _raw(name: str, inside: Path = Path(), seen: tuple[Path, ...] = ()) -> dict:
-    known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     path = inside / name if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file() or path.parent == FOLDER and name not in known:
-        raise UserError(f"There is no profile '{name}': give one of {', '.join(known)}, or the path of a YAML file.")
+    if not path.is_file() or path.parent == FOLDER and name not in NAMES:
+        raise UserError(f"There is no profile '{name}': give one of {', '.join(NAMES)}, or the path of a YAML file.")
     if path.resolve() in seen:
         raise UserError(f"{path} extends itself, perhaps by way of others: name another profile.")
     try:
@@ -274,7 +274,7 @@ def _raw(name: str, inside: Path = Path(), seen: tuple[Path, ...] = ()) -> dict:
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise UserError(f"{path} holds no profile: it must be a YAML mapping of names to values.")
     parent = _raw(str(raw["extends"]), path.parent, (*seen, path.resolve())) if raw.get("extends") else {}
-    taken = {parent.get("name"), *(() if path.parent == FOLDER else known)}
+    taken = {parent.get("name"), *(() if path.parent == FOLDER else NAMES)}
     if raw.get("name", parent.get("name")) in taken:
         raise UserError(f"{path} has no name of its own, and would write over another's run: add a line `name: mine`.")
     return _merge(parent, raw)
@@ -304,7 +304,7 @@ def seed(text: str) -> int:
 
 def add_profile_arguments(parser, seeded: bool = True) -> None:
     """The arguments that every command shares."""
-    parser.add_argument("--profile", default="tiny", help="smoke, tiny (default), study, single_gpu, paper, or the path of a YAML file")
+    parser.add_argument("--profile", default="tiny", help=f"{', '.join(NAMES)} (study@2: seed 2 of study alone), or the path of a YAML file (default: tiny)")
     if seeded:
         parser.add_argument("--seed", type=seed, default=1, help="training seed, 0 or more (default: 1)")
 

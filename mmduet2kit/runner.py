@@ -38,7 +38,7 @@ def add_arguments(parser) -> None:
     """Arguments of `mmduet2 run`."""
     add_profile_arguments(parser, seeded=False)
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--from", dest="start", metavar="NN", help="begin here; those before stand as is")
+    choice.add_argument("--from", dest="start", metavar="NN", help="begin with this notebook; those before stand as is (default: 01)")
     choice.add_argument("--only", metavar="NN", help="only this notebook")
     parser.add_argument("--force", action="store_true", help="run the notebooks though nothing changed")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and why, and stop")

@@ -179,10 +179,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--judge", choices=("exact", "embedding", "llm"), help="default: embedding, if it is installed")
     parser.add_argument("--form", choices=FORMS, help="one form only (default: benchmark and evaluator)")
     parser.add_argument("--asked", choices=ASKED, default="last", help="which question the judge sees (default: last)")
-    parser.add_argument("--cache", type=Path, default=Path("judge_cache.sqlite"), help="where the LLM judge's answers are kept (default: judge_cache.sqlite)")
+    parser.add_argument("--cache", type=Path, default=Path("judge_cache.sqlite"), help="file of the LLM judge's answers (default: judge_cache.sqlite)")
     parser.add_argument("--proactive-output", action="store_true", help="StreamingBench's rules instead, no judge")
     parser.add_argument("--window", type=positive, default=2.0, help="their tolerance in s (default: 2)")
-    parser.add_argument("--json", type=Path, help="write everything into this file too (default: nowhere)")
+    parser.add_argument("--json", type=Path, help="write everything here too")
 
 
 def run(args) -> None:

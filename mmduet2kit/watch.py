@@ -150,10 +150,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--model", help="a model's folder or hub name (default: the newest RL checkpoint under runs/)")
     parser.add_argument("--json", action="store_true", help="JSON lines in a terminal too (they are what a pipe or file gets)")
     parser.add_argument("--interval", type=positive, default=1.0, help="seconds between frames (default: 1)")
-    parser.add_argument("--frames-per-turn", type=int, choices=range(1, 9), default=1, metavar="N", help="frames seen before each decision, 1 to 8 (default: 1)")
+    parser.add_argument("--frames-per-turn", type=int, choices=range(1, 9), default=1, help="frames that it sees before each decision (default: 1)")
     parser.add_argument("--visual-tokens", type=int, help="at most so many a frame (default: the model's own, or 128)")
     parser.add_argument("--speed", type=float, default=0.0, help="1: real time, and questions typed in the terminal are asked; 0: the model's pace (default)")
-    parser.add_argument("--late", choices=("delay", "drop"), default="delay", help="what becomes of frames that come while the model is busy in real time (default: delay)")
+    parser.add_argument("--late", choices=("delay", "drop"), default="delay", help="in real time, when frames come faster than the model: delay (all are seen, later and later) or drop (the oldest that wait) (default: delay)")
     parser.add_argument("--queue", type=int, default=8, help="frames that may wait (default: 8)")
     parser.add_argument("--context", type=int, default=8192, help="tokens; the oldest frames are forgotten beyond (default: 8192)")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="of one reply (default: 100)")
@@ -165,9 +165,9 @@ def run(args) -> int:
     """`mmduet2 watch`: a line for every reply as soon as it is there; Ctrl-C ends it and keeps what was said."""
     questions = sorted(([(0.0, args.question.strip())] if args.question and args.question.strip() else [])
                        + [question_at(text) for text in args.ask], key=lambda q: q[0])  # fmt: skip
-    sizes = args.queue, args.context, args.max_new_tokens
+    sizes = args.queue, args.context, args.max_new_tokens, 1 if args.visual_tokens is None else args.visual_tokens
     for wrong, says in ((not questions, "nothing is asked: give --question, or --ask SECONDS:QUESTION."),
-                        (not 1 <= min(sizes) <= max(sizes) <= 10**15, "--queue, --context and --max-new-tokens must lie between 1 and 10**15."),
+                        (not 1 <= min(sizes) <= max(sizes) <= 10**15, "--queue, --context, --max-new-tokens and --visual-tokens must lie between 1 and 10**15."),
                         (not 1e-3 <= (args.speed or 1) < 1e6, "--speed must be 0, or at least 0.001 and less than 1000000 (1: real time)."),
                         (args.late == "drop" and not args.speed, "--late drop needs --speed: at the model's own pace no frame is late."),
                         (sys.stdout is None, "its standard output is closed: send it to a terminal, a file or a pipe.")):  # fmt: skip

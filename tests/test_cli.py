@@ -1,13 +1,16 @@
 """`mmduet2`: every command has an example, bad input is one line and exit 2, nothing heavy is imported."""
 
+import argparse
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from mmduet2kit import cli
+from mmduet2kit.profile import FOLDER
 
 
 def help_of(capsys, *arguments):
@@ -31,9 +34,38 @@ def test_each_command_explains_itself_or_says_that_it_is_not_there(capsys, name)
         error = capsys.readouterr().err
         assert error.startswith(f"mmduet2 {name}: ") and len(error.splitlines()) == 1
     else:
-        examples = help_of(capsys, name).split("for example:\n")[1].splitlines()  # one a line, nothing folded
-        assert all(line.startswith(f"  mmduet2 {name}") for line in examples)
-        assert not any("--seed 0" in line for line in examples)
+        text = help_of(capsys, name)
+        assert f"\nexample: mmduet2 {name}" in text and all(f" {line}\n" in text for line in cli.COMMANDS[name][2].split("\n"))  # none is wrapped
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_examples_are_understood_and_defaults_are_told(name):
+    path, _, examples = cli.COMMANDS[name]
+    parser = argparse.ArgumentParser()
+    importlib.import_module(path).add_arguments(parser)
+    for line in examples.split("\n"):
+        start, command, *arguments = shlex.split(line)
+        assert (start, command) == ("mmduet2", name) and getattr(parser.parse_args(arguments), "seed", 1) == 1
+    untold = [action.dest for action in parser._actions if action.default not in (None, False, [], argparse.SUPPRESS) and "default" not in action.help]
+    assert untold == [] and all(action.help for action in parser._actions)
+    if name == "data":
+        actions = next(action.choices for action in parser._actions if action.dest == "action")
+        assert {line.split()[2] for line in examples.split("\n")} >= {*actions} - {"make"}
+
+
+def test_every_profile_is_named_where_one_is_chosen(capsys):
+    script = subprocess.run(["bash", "run_all.sh", "--help"], capture_output=True, text=True).stdout
+    for text in (script, help_of(capsys, "run"), help_of(capsys, "evaluate")):
+        assert all(path.stem in text for path in FOLDER.glob("*.yaml")) and "study@2" in text
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["data", "look"], "data: look: give the folder of a dataset"), (["data", "build"], "data: build: give a folder of videos"),
+    (["data", "look", "x", "--count", "0"], "--count and --workers must be 1 or more")])
+def test_what_is_missing_is_named(capsys, arguments, says):
+    assert cli.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert says in told and len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [

@@ -282,7 +282,7 @@ def _figure5(profile: Profile, dataset: Dataset, seed: int) -> Watch:
 
 def add_arguments(parser) -> None:
     add_profile_arguments(parser)
-    parser.add_argument("--arm", choices=[*ARMS, "upstream", "denominators"], help="a term left out (Table 6), or another variant (default: none, the main run)")
+    parser.add_argument("--arm", choices=[*ARMS, "upstream", "denominators"], help="a term left out (Table 6), or another variant of the reward (default: none, the main run)")
     parser.add_argument("--interval", type=positive, help="seconds between frames (default: the profile's)")
 
 
