@@ -27,7 +27,7 @@ from .files import write_atomic, write_json
 from .launch import RELAYS
 from .manifest import cores, describe, read_manifest
 from .profile import add_profile_arguments, load_profile
-from .report import STUDY
+from .report import STUDY, script
 
 TAG = "MMDUET2_STAGE"  # environment variable: "<run folder>:<stage>"
 GRACE_S = "MMDUET2_GRACE_S"  # environment variable: from TERM to KILL, time for a training process to save a checkpoint
@@ -47,8 +47,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     """`mmduet2 run`."""
     named = args.profile if "." not in args.profile else str(Path(args.profile).absolute())  # notebooks change folder
-    return run_stages(load_profile(args.profile), named=named, start=args.start, only=args.only,
-                      force=args.force, dry_run=args.dry_run)
+    return run_stages(load_profile(args.profile), named=named, start=args.start, only=args.only, force=args.force, dry_run=args.dry_run)
 
 
 def run_stages(profile, *, notebooks: Path = Path("notebooks"), named: str | None = None, start: str | None = None,
@@ -242,7 +241,6 @@ def execute(run_dir: str, notebook: str, parameters: str, runner: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     import nbformat
     import papermill
-    from nbconvert import HTMLExporter
 
     target, reason = Path(run_dir) / "executed" / Path(notebook).name, ""
     partial, failed = target.with_suffix(".partial.ipynb"), target.with_suffix(".failed.ipynb")
@@ -267,7 +265,7 @@ def execute(run_dir: str, notebook: str, parameters: str, runner: str) -> None:
         print(" ".join(reason.split())[:300], flush=True)
         os._exit(FAILED if started else NOT_STARTED)  # at once: nothing is printed after the reason
     with suppress(Exception):  # a picture of the run, not the run: never a reason to fail
-        write_atomic(target.with_suffix(".html"), HTMLExporter().from_notebook_node(book)[0])
+        write_atomic(target.with_suffix(".html"), script("book").page(book))
 
 
 def _outlive(runner: int) -> None:

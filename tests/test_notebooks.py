@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import nbformat
 import pytest
 
-from mmduet2kit import plan
+from mmduet2kit import plan, show
 from mmduet2kit.profile import load_profile
+from mmduet2kit.report import script
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
@@ -20,7 +22,7 @@ NAMES = [
     "06_evaluation", "07_reward_ablation", "08_frame_interval_ablation", "09_training_dynamics", "10_report",
 ]  # fmt: skip
 CELL_LINES, BOOK_LINES, COLUMNS = 25, 150, 88
-PRACTICE = {"exercise", "solution"}
+PRACTICE = {"key", "exercise", "solution"}
 
 every = pytest.mark.parametrize("name", NAMES)
 
@@ -54,8 +56,9 @@ def test_file_is_stripped_and_regular(name):
     ids = [cell["id"] for cell in content["cells"]]
     assert ids == [f"nb{name[:2]}-{k:02d}" for k in range(len(ids))]
     for cell in content["cells"]:
-        folded = {"jupyter": {"source_hidden": True}, "tags": ["solution"]}
-        assert cell["metadata"] == folded if "solution" in cell["metadata"].get("tags", ()) else set(cell["metadata"]) <= {"tags"}
+        tags = cell["metadata"].get("tags", [])
+        folded = {"jupyter": {"source_hidden": True}, "tags": tags}
+        assert cell["metadata"] == folded if tags in (["key"], ["solution"]) else set(cell["metadata"]) <= {"tags"}
         if cell["cell_type"] == "code":
             assert cell["outputs"] == [] and cell["execution_count"] is None
 
@@ -173,9 +176,29 @@ def test_every_exercise_has_a_solution_and_neither_stops_a_run(name):
     places = [k for k, (tags, _) in enumerate(code) if "exercise" in tags]
     assert 2 <= len(places) <= 4 and len(places) == sum("solution" in tags for tags, _ in code)
     for place in places:
-        assert "solution" in code[place + 1][0]
-        assert "answer = None" in code[place][1] and "show.check(answer" in code[place][1]
+        assert code[place - 1][0] == {"key"} and code[place + 1][0] == {"solution"}
+        assert "expected = " in code[place - 1][1] and code[place][1].startswith("answer = None\nshow.check(answer, expected,")
+        assert code[place + 1][1].endswith(code[place][1].partition("\n")[2])  # the same check
         assert "answer = " in code[place + 1][1] and "answer = None" not in code[place + 1][1]
+
+
+def test_an_exercise_gives_its_hint_only_after_a_wrong_answer(capsys):
+    for answer, said in ((None, "Replace None by your answer, and run the cell again."), (3, "Not yet: 3. Hint: count."), (0.5, "Not yet: 0.5. Hint: count."),
+                         ("four", "Right.")):  # fmt: skip
+        show.check(answer, "four", "count")
+        assert capsys.readouterr().out == said + "\n"
+    show.check(0.3334, 1 / 3, "count")
+    assert capsys.readouterr().out == "Right.\n"
+
+
+@every
+def test_its_page_folds_what_jupyterlab_folds_and_links_to_pages(name):
+    """Pages lie in runs/<profile>/executed/."""
+    html = script("book").page(nbformat.reads(json.dumps(book(name)), as_version=4))
+    folded = [tag for tags, _ in cells(name, "code") for tag in tags & {"key", "solution"}]
+    assert html.count("<details>") == len(folded) >= 4
+    links = {link.partition("#")[0] for link in re.findall(r'href="([^"]*\.(?:md|html|ipynb)[^"]*)"', html)}
+    assert links <= {"../../../README.md", *(f"{other}.html" for other in NAMES)} and len(links) > 1
 
 
 @every
