@@ -4,7 +4,7 @@ redraws them into figures/drawn, and writes the README's numbers from them; with
 Several folders are the same study, seed by seed (`runs/study-1 runs/study-2`, or figures/data/study itself and a new seed).
 Every taking is a line of figures/data/reruns.csv, which is never shortened. A run is taken only if the rules that judge it
 stood before it: those of its commit and today's must decide alike (`freeze` in its manifest). Tests fail when the README's
-block or the drawings are not what the scripts make of figures/data/study.
+blocks or the drawings are not what the scripts make of figures/data/study.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from mmduet2kit import released  # noqa: F401 - with it all readers are registered
@@ -25,19 +26,23 @@ from mmduet2kit.report import redraw
 import claims
 from claims import rules_hash
 from scaling import page
-from tables import NOT_RUN, STUDY, Run, figure_of
+from tables import FAIL, NOT_RUN, STUDY, Run, figure_of
 
 ROOT = Path(__file__).parents[1]
 DATA, DRAWN = STUDY, ROOT / "figures" / "drawn"
 DEFAULT = ROOT / "figures" / "data" / "tiny"  # manifest of the last reference run of the README's first command
 LEDGER = ROOT / "figures" / "data" / "reruns.csv"
 SPEED = ROOT / "tests" / "benchmarks" / "results" / "engine_cpu.json"
-MEANS = {
-    claims.MATCH: "the rule holds, and the value is within the stated tolerance of the paper's",
-    claims.TREND: "the rule holds; the value is further off, or there is none to match",
-    claims.FAIL_AS_PAPER: "the run fails as the paper's does",
-    claims.DIFFERS: "the rule does not hold, or the run is too small to show that it does",
-    claims.NOT_RUN: "a number that the rule needs is not there, and the reason says why",
+MEANS = {  # figures/claims.py, `verdict`
+    claims.MATCH: "the claim's rule holds, and the kit's value lies within the claim's tolerance of the paper's",
+    claims.TREND: "the rule holds, but the value lies further away than that, or the paper prints no number to match",
+    claims.FAIL_AS_PAPER: f"{FAIL} (a reply at nearly every turn, or silence) in the kit's run where the paper has it too",
+    claims.DIFFERS: f"the rule does not hold, or holds in fewer than {100 * claims.SURE:g} percent of the resampled runs, or what it presumes does not hold",
+    claims.NOT_RUN: "a number that the rule needs is not there; the reason says which",
+}
+PICTURES = {  # the first of these that was drawn stands at the top of the README, with these words
+    "ours5_before_after": "A test video of the committed run: what each model says of it, and when.",
+    "fig5_dynamics": "The committed run: what the model does on development videos while reinforcement learning trains it.",
 }
 NAMES = {"base": "base model", "sft": "SFT", "threshold": "threshold baseline", "rl": "SFT + GRPO"}
 
@@ -76,10 +81,11 @@ def _minutes(run: Run) -> list[str]:
         f"{run.manifest['cpu']}; failed attempts counted) took {sum(minutes.values()):.0f} minutes, {upto:.0f} of them to "
         f"Table 2 and Figure 5, {set_up}and at most {max(memory.values()):.1f} GB of memory.",
         "",
-        "| stage | minutes | peak memory, GB |",
-        "|---|---|---|",
+        f"| notebook | {' | '.join(name[:2] for name in minutes)} |",
+        "|---" * (len(minutes) + 1) + "|",
     ]
-    return lines + [f"| {name} | {spent:.1f} | {memory[name]:.1f} |" for name, spent in minutes.items()] + [""]
+    rows = {"minutes": minutes, "peak memory, GB": memory}
+    return lines + [f"| {what} | {' | '.join(f'{of[name]:.1f}' for name in minutes)} |" for what, of in rows.items()] + [""]
 
 
 def _numbers(run: Run) -> list[str]:
@@ -105,34 +111,37 @@ def _cell(rows: list[dict]) -> str:
 
 def filled(readme: str, data: Path = DATA) -> str:
     """The README with its blocks made anew; each stands between `<!-- name: ... -->` and `<!-- /name -->`."""
-    made = {"picture": picture(), "run": block(data), "verdicts": verdicts(), "scaling": page(), "corpora": corpora(), "deviations": deviations(),
-            "engine": speed()}  # fmt: skip
-    for name, text in made.items():
-        readme = re.sub(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- /{name} -->)", lambda m, text=text: m[1] + text + m[2], readme, flags=re.S)
+    for name, make in (BLOCKS | {"run": lambda: block(data)}).items():
+        readme = re.sub(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- /{name} -->)", lambda m, text=make(): m[1] + text + m[2], readme, flags=re.S)
     return readme
 
 
 def picture() -> str:
-    """Markdown: what the kit is in one picture, the committed run's (a run without it: none), its alt text as drawn."""
-    alt = (DRAWN / "ours5_before_after.txt").read_text(encoding="utf-8")
-    if NOT_RUN in alt:
-        return ""
-    return f"![{' '.join(alt.split()).replace('[', '(').replace(']', ')')}](figures/drawn/ours5_before_after.svg)\n"
+    """Markdown: the first of PICTURES that was drawn and is not NOT RUN, its alt text as drawn, and its words; nothing where there is none."""
+    for name, words in PICTURES.items():
+        told = DRAWN / f"{name}.txt"
+        alt = " ".join(told.read_text(encoding="utf-8").split()) if told.is_file() else NOT_RUN
+        if NOT_RUN not in alt:
+            return f"![{alt.replace('[', '(').replace(']', ')')}](figures/drawn/{name}.svg)\n\n*{words}*\n"
+    return ""
 
 
 def verdicts() -> str:
-    """Markdown: how many claims have which verdict in the committed run, and what it means."""
-    counts = Counter(claim["verdict"] for claim in read_json(DRAWN / "claims.json"))
-    lines = ["| verdict | claims | meaning |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {word} | {counts[word]} | {means} |" for word, means in MEANS.items())]) + "\n"
+    """Markdown: how many claims have which verdict in the committed run, what it means, and what the paper's own numbers get."""
+    judged = read_json(DRAWN / "claims.json")
+    counts, theirs = (Counter(claim[key] for claim in judged) for key in ("verdict", "paper_verdict"))
+    lines = [f"| verdict | of {len(judged)} claims | meaning |", "|---|---|---|"]
+    lines += [f"| {word} | {counts[word]} | {means} |" for word, means in MEANS.items()]
+    paper = ", ".join(f"{theirs[word]} {word}" for word in MEANS if theirs[word])
+    return "\n".join([*lines, "", f"The same rules over the paper's own numbers: {paper} (it prints no number)."]) + "\n"
 
 
 def deviations() -> str:
-    """Markdown: where the profiles of the tiny study and of the paper part from the paper, in their own words."""
-    lines = []
-    for name, what in ("tiny", "The tiny study: profiles tiny, study"), ("paper", "GPUs: profiles paper, single_gpu"):
-        lines += [f"<details><summary>{what}</summary>", "", *(f"- {text}" for text in load_profile(name).deviations), "", "</details>", ""]
-    return "\n".join(lines)
+    """Markdown: where the profiles of the tiny study and of the paper part from the paper, in their own words; the others extend these two."""
+    lines = ["| profiles | what is not as in the paper |", "|---|---|"]
+    for name, who in ("tiny", "`tiny`, `smoke`, `study`"), ("paper", "`paper`, `single_gpu`"):
+        lines.append(f"| {who} | • {' <br>• '.join(load_profile(name).deviations)} |")
+    return "\n".join(lines) + "\n"
 
 
 def speed() -> str:
@@ -157,6 +166,10 @@ def corpora() -> str:
     """Markdown: the corpora that the kit reads, by their readers' own words."""
     lines = ["| corpus | written from | | licence | access |", "|---|---|---|---|---|"]
     return "\n".join([*lines, *(f"| {r.name} | {r.source} | {r.seen} | {r.licence} | {r.access} |" for r in READERS.values())]) + "\n"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {  # by the name in their marks
+    "picture": picture, "run": block, "verdicts": verdicts, "scaling": page, "corpora": corpora, "engine": speed, "deviations": deviations}  # fmt: skip
 
 
 def frozen(commit: str) -> str:

@@ -1,17 +1,21 @@
 """The README: its numbers come from the committed run, its links resolve, its commands exist."""
 
+import ast
 import importlib.util
 import re
 import subprocess
 from pathlib import Path
 
 import fake_results
+import page
 import pytest
+import yaml
 from claims import rules_hash
 
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_csv, read_json, write_json
 from mmduet2kit.profile import load_profile
+from mmduet2kit.report import scripts
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -102,13 +106,25 @@ def test_rules_and_settings_are_those_that_were_frozen():
     assert changed == [], "the settings of the committed run are frozen: run it anew, or make a profile of your own"
 
 
+FILLED = r"\.\.\.|\.venv|\b(?:tiny|model|judge)\b|\d+"  # what stands in a quoted message for a name or number of the reader's case
+
+
+def messages():
+    """All texts of the package and of run_all.sh; what is filled in when they are printed is one null character."""
+    for path in (ROOT / "mmduet2kit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+    yield from re.sub(r"\$\{[^}]*\}|\$\([^)]*\)|\$\w+", "\0", (ROOT / "run_all.sh").read_text()).splitlines()
+
+
 def test_the_table_of_troubles_quotes_what_the_sources_say():
-    """Each message as a user sees it: the sources' texts, joined where a line ends."""
-    rows = re.search(r"## Troubleshooting\n(.*?)\n## ", TEXT, re.S)[1]
-    quoted = re.findall(r"^\| `([^`]+)` \|", rows, re.M)
-    paths = [ROOT / "run_all.sh", *(ROOT / "mmduet2kit").rglob("*.py")]
-    said = " ".join(re.sub(r'"\s*(?:#[^\n]*)?\n\s*f?"', "", path.read_text(encoding="utf-8")) for path in paths)
-    assert len(quoted) > 15 and [text for text in quoted if text not in said] == []
+    quoted = re.findall(r"^\| `([^`]+)` \|", re.search(r"## Troubleshooting\n(.*?)\n## ", TEXT, re.S)[1], re.M)
+    said, patterns = list(messages()), {text: ".*".join(map(re.escape, re.split(FILLED, text))) for text in quoted}
+    assert len(quoted) > 20 and all(len(re.sub(FILLED, "", text)) > 12 for text in quoted)
+    assert [text for text, pattern in patterns.items() if not any(re.search(pattern, one, re.S) for one in said)] == []
 
 
 def test_the_profile_that_changes_one_thing_is_one(tmp_path):
@@ -117,19 +133,55 @@ def test_the_profile_that_changes_one_thing_is_one(tmp_path):
     assert mine.name == "mine" and mine.rl != tiny.rl and mine.sft == tiny.sft
 
 
-def test_the_map_names_files_that_are_there():
+def test_the_map_names_files_that_are_there_and_every_drawing():
+    """A script stands beside the notebook that makes its results file; Figure 5 beside the one that shows it."""
     rows = re.search(r"## From the paper to the code\n(.*?)\n\n[^|\n]", TEXT, re.S)[1].splitlines()[3:]
-    assert len(rows) == 10
+    named = {}
     for row in rows:
-        kit, drawn = row.split("|")[4:6]
+        notebook, kit, drawn = row.split("|")[3:6]
         for folder, cell in (("mmduet2kit", kit), ("figures", drawn)):
-            names = re.findall(r"`([^`]+)`", cell)
-            assert names and all((ROOT / folder / name).exists() for name in names), row
+            assert all((ROOT / folder / name).exists() for name in re.findall(r"`([^`]+)`", cell)), row
+        assert "`" in kit
+        named |= {name: notebook[2:4] for name in re.findall(r"`(\w+).py`", drawn) if name in scripts()}
+    assert len(rows) == 10 and named == {name: page.MADE[name.partition("_")[0]][1] for name in scripts()} | {"fig5_dynamics": "09"}
+
+
+def test_a_new_reader_meets_things_in_this_order():
+    found = re.findall(r"^## (.+)$", TEXT, re.M)
+    wanted = ["Two commands", "What came out", "From the paper to the code", "To play with it", "Commands", "Profiles", "GPU nodes",
+              "Your own data and real corpora", "Troubleshooting", "Glossary", "GPU nodes in detail", "Citing"]  # fmt: skip
+    assert [title for title in found if title in wanted] == wanted and TEXT.index("<!-- picture: ") < TEXT.index("## Two commands")
+    links = re.findall(r"\]\(#([^)]+)\)", TEXT)
+    assert set(links) <= {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", TEXT, re.M)}
+
+
+def test_every_block_stands_in_it_once():
+    for name in script().BLOCKS:
+        assert TEXT.count(f"<!-- {name}: ") == TEXT.count(f"<!-- /{name} -->") == 1
+
+
+def test_the_picture_is_the_first_that_was_drawn(tmp_path, monkeypatch):
+    module = script()
+    monkeypatch.setattr(module, "DRAWN", tmp_path)
+    assert module.picture() == ""
+    (tmp_path / "fig5_dynamics.txt").write_text("Curves of\n[WEB].\n")
+    (tmp_path / "ours5_before_after.txt").write_text("Ours. NOT RUN: no file.\n")
+    assert module.picture().startswith("![Curves of (WEB).](figures/drawn/fig5_dynamics.svg)\n\n*")
+    (tmp_path / "ours5_before_after.txt").write_text("One video.\n")
+    assert module.picture().startswith("![One video.](figures/drawn/ours5_before_after.svg)\n\n*")
 
 
 def test_every_verdict_is_explained():
     module = script()
     assert set(module.MEANS) == set(module.claims.VERDICTS)
+
+
+def test_what_to_cite_is_what_the_citation_file_says():
+    kit = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    paper, block = kit["preferred-citation"], re.search(r"```bibtex\n(.*?)```", TEXT, re.S)[1]
+    names = " and ".join(f"{one['family-names']}, {one['given-names']}" for one in paper["authors"])
+    for text in (paper["title"], names, str(paper["year"]), kit["title"], kit["version"], kit["authors"][0]["name"]):
+        assert f"{{{text}}}" in block
 
 
 def test_links_resolve():
