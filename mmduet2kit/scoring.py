@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ Span = Annotated[tuple[Seconds, Seconds], AfterValidator(rising)]
 class Said(_Lenient):
     """One turn: content at a time in s."""
 
-    role: str
+    role: Literal["system", "user", "assistant"]
     content: str
     time: Seconds
 
@@ -55,8 +55,8 @@ class Record(_Lenient):
     conversation: list[Said]
     answer: list[Answer]
     domain: str = ""
-    time_stamp: timedelta | None = None
-    ground_truth_time_stamp: timedelta | None = None
+    time_stamp: Annotated[timedelta, Field(ge=timedelta(0))] | None = None
+    ground_truth_time_stamp: Annotated[timedelta, Field(ge=timedelta(0))] | None = None
     ground_truth_output: str | None = None
 
 
@@ -149,8 +149,7 @@ def summarise(rows: Sequence[dict], seed: int = 0) -> dict:
         out[name] = 100 * table[top].sum() / table[bottom].sum() if table[bottom].sum() else None
         many = 100 * above[usable] / under[usable]
         out[f"{name}_interval"] = [float(p) for p in np.percentile(many, [2.5, 97.5])] if usable.any() else None
-    out["replies"] = table["replies"].sum() / count
-    out["outside"] = table["outside"].sum() / count
+    out |= {key: table[key].sum() / count for key in ("replies", "outside")}
     out["multi_spans"], out["failures"] = int(table["multi_spans"].sum()), int(table["failures"].sum())
     out["immediate"] = int(table["immediate"].sum())
     out["immediate_score"] = table["immediate_sum"].sum() / out["immediate"] if out["immediate"] else None
@@ -195,6 +194,8 @@ def run(args) -> None:
     if len(missing) == len(records):
         raise UserError(f"no question of the annotations is in the predictions (one of theirs: {unknown[:1]}): "
                         "do they belong together?")
+    if args.form == "reward" and (flat := [key for key, r in records.items() for a in r.answer if a.reply_timespan[0] == a.reply_timespan[1]]):
+        raise UserError(f"question {flat[0]!r} has a span of no width, for which the form reward has no number: leave it out, or take another form.")
     files = {"annotations": list(map(str, args.annotations)), "predictions": list(map(str, args.predictions))}
     out = files | {"missing": missing, "unknown": unknown, "repeated": repeated}
     if args.proactive_output:

@@ -19,7 +19,7 @@ from mmduet2kit.corpus.annotate import TemplateAnnotator
 from mmduet2kit.corpus.build import Dataset
 from mmduet2kit.corpus.films import make_films, write_video
 from mmduet2kit.corpus.pipeline import Plan, build_corpus, join, own_videos
-from mmduet2kit.corpus.readers import READERS
+from mmduet2kit.corpus.readers import READERS, Bad
 from mmduet2kit.dialogue import NO_REPLY, Dialogue, Turn, to_sft_row
 from mmduet2kit.files import fingerprint, read_json
 from mmduet2kit.profile import load_profile
@@ -302,3 +302,11 @@ def test_names_that_differ_in_their_endings_and_a_folder_with_something_else(tmp
     for more in ([], ["--corpus", "mmduet2-data"]):
         assert cli.main(command + more) == 2 and "holds something else" in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_name_that_is_no_utf_8_stands_in_the_ledger_and_stops_nothing(tmp_path):
+    for name in (b"caf\xe9.mp4", "café.mp4".encode(), b"good.mp4"):
+        (tmp_path / os.fsdecode(name)).touch()
+    found = list(own_videos(tmp_path, "web"))
+    assert {c.video for c in found if not isinstance(c, Bad)} == {"café.mp4", "good.mp4"}
+    assert [c for c in found if isinstance(c, Bad)] == [Bad("caf?.mp4", "its name is not UTF-8: rename it")]

@@ -1,5 +1,7 @@
 """Scenes: subtitles beside a video and inside it, in odd forms; cuts where there are none; spans of usable length."""
 
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ def test_a_file_without_subtitles_is_one_sentence_or_nothing(video, raw):
         assert "film.srt" in str(error) and len(str(error).splitlines()) == 1
 
 
-def test_subtitles_inside_a_video(video, tmp_path):
+def test_subtitles_inside_a_video(video, tmp_path, monkeypatch):
     path, words = tmp_path / "inside.mkv", tmp_path / "words.srt"
     words.write_text("1\n00:00:01,000 --> 00:00:03,000\nA man waits.\n\n2\n00:00:04,000 --> 00:00:06,500\nShe opens the door.\n")
     with av.open(str(video)) as source, av.open(str(words)) as said, av.open(str(path), "w") as made:
@@ -86,6 +88,9 @@ def test_subtitles_inside_a_video(video, tmp_path):
                     made.mux(packet)
     assert speech(path, 12.0) == WANTED[:2]
     assert speech(video, 12.0) == ()  # and a video without any
+    monkeypatch.chdir(tmp_path)
+    path.rename("12:30 talk.mkv")
+    assert speech(Path("12:30 talk.mkv"), 12.0) == WANTED[:2]  # no address of a protocol "12"
 
 
 def test_cuts_are_found_where_the_picture_changes(video):

@@ -154,6 +154,9 @@ def test_streamingbench_own_files(tmp_path):
      '{"question_id": "1", "model_response_list": [{"role": "assistant", "content": "x", "time": NaN}]}', "time: Input should be a finite"),
     (json.dumps([record("1", ("x", [0, 1]))]), '{"question_id": "2", "model_response_list": []}', "do they belong together"),
     (json.dumps([record("1", ("x", [0, 1]))]), "[]", "record 1: it: Input should be"),
+    (json.dumps([record("1", ("x", [0, 1]))]),
+     '{"question_id": "1", "model_response_list": [{"role": "Assistant", "content": "x", "time": 1}]}', "0.role: Input should be 'system'"),
+    (json.dumps([record("1", ("x", [0, 1]), ground_truth_time_stamp=-5)]), "", "ground_truth_time_stamp: Input should be greater"),
 ])  # fmt: skip
 def test_damaged_input_is_one_sentence(tmp_path, capsys, annotations, predictions, says):
     (tmp_path / "WEB.json").write_text(annotations)
@@ -162,6 +165,17 @@ def test_damaged_input_is_one_sentence(tmp_path, capsys, annotations, prediction
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(says, error), error
+
+
+def test_a_span_of_no_width_has_no_number_in_the_form_reward_and_one_in_the_others(tmp_path, capsys):
+    """Facts, section 3: benchmark guards the division (0), evaluator scores it apart (no reply: .5), the reward divides by zero."""
+    given = files(tmp_path, [record("1", (RED, [5, 5]))], [("1", [said(RED, 6)])])
+    out = tmp_path / "out.json"
+    assert run(*given, "--judge", "exact", "--json", out) == 0
+    forms = json.loads(out.read_text())["forms"]
+    assert forms["benchmark"]["WEB"]["pauc"] == 0 and forms["evaluator"]["WEB"]["immediate_score"] == 0.5
+    assert run(*given, "--judge", "exact", "--form", "reward") == 2
+    assert "question '1' has a span of no width" in capsys.readouterr().err
 
 
 def test_without_a_judge_and_without_the_extra(tmp_path, capsys, monkeypatch):

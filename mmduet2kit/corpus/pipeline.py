@@ -72,8 +72,8 @@ def own_videos(folder: Path, domain: str) -> Iterator[Clip | Bad]:
     """Somebody's own videos under a folder, in order; files whose name is no video's are passed over."""
     paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS and path.is_file()]
     names = Counter(path.with_suffix("") for path in paths)
-    for path in paths:
-        yield Clip(str(path.with_suffix("") if names[path.with_suffix("")] == 1 else path), "own", str(path), domain)
+    for path, name in ((path, str(path).encode(errors="replace").decode()) for path in paths):
+        yield Clip(str(path.with_suffix("") if names[path.with_suffix("")] == 1 else path), "own", str(path), domain) if name == str(path) else Bad(name, "its name is not UTF-8: rename it")
 
 
 def look(source: Path, out: Path, stored: float, tokens: int, clip: Clip) -> dict:

@@ -61,7 +61,7 @@ def _embedded(path: Path) -> list[Span]:
     """Cues of the first text subtitle stream of a video file; none where it has none, or only pictures."""
     found: list[Span] = []
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:  # a name may hold colons
             streams = container.streams.subtitles
             for packet in container.demux(streams[0]) if streams else ():
                 for cue in packet.decode() if packet.pts is not None else ():
