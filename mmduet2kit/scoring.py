@@ -187,13 +187,12 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """`mmduet2 score`: a table, and JSON on request."""
     inputs = {path.resolve() for path in (*args.annotations, *args.predictions)}
-    if args.json and (not args.json.parent.is_dir() or args.json.resolve() in inputs):
-        raise UserError(f"--json {args.json} is an input, or in a folder that is not there: give another name.")
+    if args.json and (not args.json.parent.is_dir() or args.json.is_dir() or args.json.resolve() in inputs):
+        raise UserError(f"--json {args.json} is an input, a folder, or in one that is not there: give another name.")
     records, (said, repeated) = read_annotations(args.annotations), read_predictions(args.predictions)
     missing, unknown = sorted(records.keys() - said.keys()), sorted(said.keys() - records.keys())
     if len(missing) == len(records):
-        raise UserError(f"no question of the annotations is in the predictions (one of theirs: {unknown[:1]}): "
-                        "do they belong together?")
+        raise UserError(f"no question of the annotations is in the predictions (theirs: {', '.join(unknown[:3]) or 'none'}): do they belong together?")
     if args.form == "reward" and (flat := [key for key, r in records.items() for a in r.answer if a.reply_timespan[0] == a.reply_timespan[1]]):
         raise UserError(f"question {flat[0]!r} has a span of no width, for which the form reward has no number: leave it out, or take another form.")
     files = {"annotations": list(map(str, args.annotations)), "predictions": list(map(str, args.predictions))}

@@ -1,5 +1,6 @@
 """`mmduet2 data build`: shards that are made once and whole, parts of several machines, own videos with and without subtitles."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -292,6 +293,24 @@ def test_two_processes_may_make_the_same_shard(world, whole, tmp_path, monkeypat
     monkeypatch.setattr(pipeline.os, "replace", late)
     build(world, tmp_path / "out")
     assert content(tmp_path / "out") == content(whole[0])
+
+
+def test_a_full_disk_is_not_held_against_a_film(tmp_path, monkeypatch):
+    """What cannot be written ends the build in one sentence, and nothing is kept of the films that it met; what cannot be read is the film's."""
+    film(tmp_path / "films" / "a.mp4", 4)
+    (clip,) = own_videos(tmp_path / "films", "web")
+    for error, stops in ((OSError(errno.ENOSPC, "No space left on device"), True), (PermissionError(13, "denied", str(tmp_path / "out" / "frames")), True),
+                         (PermissionError(13, "denied", str(tmp_path / "films" / "a.mp4")), False)):  # fmt: skip
+
+        def fails(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(pipeline, "cached_frames", fails)
+        if stops:
+            with pytest.raises(OSError):
+                pipeline.look(tmp_path / "films", tmp_path / "out", 1.0, 4, clip)
+        else:
+            assert "denied" in pipeline.look(tmp_path / "films", tmp_path / "out", 1.0, 4, clip)["error"]
 
 
 def test_names_that_differ_in_their_endings_and_a_folder_with_something_else(tmp_path, capsys):

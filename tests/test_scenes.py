@@ -76,7 +76,8 @@ def test_a_file_without_subtitles_is_one_sentence_or_nothing(video, raw):
         assert "film.srt" in str(error) and len(str(error).splitlines()) == 1
 
 
-def test_subtitles_inside_a_video(video, tmp_path, monkeypatch):
+@pytest.mark.parametrize("origin", [0, 5])  # s, of the file's clock
+def test_subtitles_inside_a_video(video, tmp_path, monkeypatch, origin):
     path, words = tmp_path / "inside.mkv", tmp_path / "words.srt"
     words.write_text("1\n00:00:01,000 --> 00:00:03,000\nA man waits.\n\n2\n00:00:04,000 --> 00:00:06,500\nShe opens the door.\n")
     with av.open(str(video)) as source, av.open(str(words)) as said, av.open(str(path), "w") as made:
@@ -84,6 +85,8 @@ def test_subtitles_inside_a_video(video, tmp_path, monkeypatch):
         for one, into in streams:
             for packet in (source if one.type == "video" else said).demux(one):
                 if packet.pts is not None:
+                    packet.pts += round(origin / packet.time_base)
+                    packet.dts = packet.dts and packet.dts + round(origin / packet.time_base)
                     packet.stream = into
                     made.mux(packet)
     assert speech(path, 12.0) == WANTED[:2]

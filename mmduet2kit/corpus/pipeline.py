@@ -98,6 +98,8 @@ def look(source: Path, out: Path, stored: float, tokens: int, clip: Clip) -> dic
             spans = [(a, b, "", "") for a, b, _ in evened((a, b, "") for a, b in between(marks, duration))]
         return {"cache": cache.name, "first": first, "duration": duration, "spans": spans}
     except (UserError, OSError) as error:
+        if isinstance(error, OSError) and not str(error.filename or "").startswith(str(source)):
+            raise  # no fault of the film's: a full disk, a folder that cannot be written
         return {"error": str(error)}
 
 

@@ -63,9 +63,10 @@ def _embedded(path: Path) -> list[Span]:
     try:
         with av.open(f"file:{path}", metadata_errors="replace") as container:  # a name may hold colons
             streams = container.streams.subtitles
+            origin = next((float(film.start_time * film.time_base) for film in container.streams.video if film.start_time), 0.0)
             for packet in container.demux(streams[0]) if streams else ():
                 for cue in packet.decode() if packet.pts is not None else ():
-                    start = float(packet.pts * packet.time_base)
+                    start = float(packet.pts * packet.time_base) - origin  # as `frames`: the first picture is at 0
                     text = _ass(cue)
                     found += [(start, start + float((packet.duration or 0) * packet.time_base), text)] if text else []
     except (av.FFmpegError, ValueError):
