@@ -25,6 +25,7 @@ from mmduet2kit.profile import load_profile
 from mmduet2kit.report import redraw
 import claims
 from claims import rules_hash
+from said import NAMES
 from scaling import page
 from tables import FAIL, NOT_RUN, STUDY, Run, figure_of
 
@@ -44,7 +45,6 @@ PICTURES = {  # the first of these that was drawn stands at the top of the READM
     "ours5_before_after": "A test video of the committed run: what each model says of it, and when.",
     "fig5_dynamics": "The committed run: what the model does on development videos while reinforcement learning trains it.",
 }
-NAMES = {"base": "base model", "sft": "SFT", "threshold": "threshold baseline", "rl": "SFT + GRPO"}
 
 
 def block(data: Path = DATA, default: Path = DEFAULT) -> str:

@@ -2,7 +2,7 @@
 
 from itertools import groupby
 
-NAMES = {"threshold": "threshold baseline", "sft": "SFT", "rl": "SFT + GRPO"}
+NAMES = {"base": "base model", "sft": "SFT", "threshold": "threshold baseline", "rl": "SFT + GRPO"}  # of the models, wherever words name them
 HARD = "\u00a0"  # a space at which no line breaks
 
 

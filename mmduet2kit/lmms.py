@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .corpus.video import _opened, _stated_end, fit_size, frames
+from .corpus.video import opened, _stated_end, fit_size, frames
 from .dialogue import DEFAULT_SYSTEM, Turn
 from .errors import UserError
 from .files import read_json, sha256_file, sha256_text, write_csv
@@ -41,7 +41,7 @@ COLUMNS = "model seed task accuracy n of status weights file".split()
 @lru_cache(maxsize=2)  # the questions about a video follow each other
 def sampled(video: str, most: int, tokens: int) -> np.ndarray:
     """At most `most` frames of a video, evenly spaced and no less than 1 s apart; uint8 [N, H, W, 3] of at most `tokens` visual tokens."""
-    with _opened(video) as (container, stream):
+    with opened(video) as (container, stream):
         length = float(_stated_end(container, stream) - (stream.start_time or 0) * stream.time_base)
     return np.stack([image for _, image in islice(frames(video, max(1.0, length / most), max_tokens=tokens), most)])
 

@@ -300,6 +300,7 @@ def test_a_full_disk_is_not_held_against_a_film(tmp_path, monkeypatch):
     film(tmp_path / "films" / "a.mp4", 4)
     (clip,) = own_videos(tmp_path / "films", "web")
     for error, stops in ((OSError(errno.ENOSPC, "No space left on device"), True), (PermissionError(13, "denied", str(tmp_path / "out" / "frames")), True),
+                         (PermissionError(13, "denied", str(tmp_path / "films" / "out" / "frames")), True),  # a dataset beside its films
                          (PermissionError(13, "denied", str(tmp_path / "films" / "a.mp4")), False)):  # fmt: skip
 
         def fails(*_, error=error):

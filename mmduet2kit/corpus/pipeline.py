@@ -72,8 +72,9 @@ def own_videos(folder: Path, domain: str) -> Iterator[Clip | Bad]:
     """Somebody's own videos under a folder, in order; files whose name is no video's are passed over."""
     paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS and path.is_file()]
     names = Counter(path.with_suffix("") for path in paths)
-    for path, name in ((path, str(path).encode(errors="replace").decode()) for path in paths):
-        yield Clip(str(path.with_suffix("") if names[path.with_suffix("")] == 1 else path), "own", str(path), domain) if name == str(path) else Bad(name, "its name is not UTF-8: rename it")
+    for path in paths:
+        told, name = str(path).encode(errors="replace").decode(), path.with_suffix("")
+        yield Clip(str(name if names[name] == 1 else path), "own", str(path), domain) if told == str(path) else Bad(told, "its name is not UTF-8: rename it")
 
 
 def look(source: Path, out: Path, stored: float, tokens: int, clip: Clip) -> dict:
@@ -98,8 +99,8 @@ def look(source: Path, out: Path, stored: float, tokens: int, clip: Clip) -> dic
             spans = [(a, b, "", "") for a, b, _ in evened((a, b, "") for a, b in between(marks, duration))]
         return {"cache": cache.name, "first": first, "duration": duration, "spans": spans}
     except (UserError, OSError) as error:
-        if isinstance(error, OSError) and not str(error.filename or "").startswith(str(source)):
-            raise  # no fault of the film's: a full disk, a folder that cannot be written
+        if isinstance(error, OSError) and not str(error.filename or "").startswith(str(path.with_suffix(""))):
+            raise  # neither the film nor its subtitles: a full disk, a folder that cannot be written
         return {"error": str(error)}
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 import pysubs2
 
 from ..errors import UserError
 from .readers import Span, sentences
+from .video import opened
 
 SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")
 LOOK_S = 0.25  # how often a video is looked at for cuts, s
@@ -61,15 +61,14 @@ def _embedded(path: Path) -> list[Span]:
     """Cues of the first text subtitle stream of a video file; none where it has none, or only pictures."""
     found: list[Span] = []
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:  # a name may hold colons
+        with opened(path) as (container, film):
             streams = container.streams.subtitles
-            origin = next((float(film.start_time * film.time_base) for film in container.streams.video if film.start_time), 0.0)
             for packet in container.demux(streams[0]) if streams else ():
                 for cue in packet.decode() if packet.pts is not None else ():
-                    start = float(packet.pts * packet.time_base) - origin  # as `frames`: the first picture is at 0
+                    start = float(packet.pts * packet.time_base - (film.start_time or 0) * film.time_base)  # as `frames`: the first picture is at 0
                     text = _ass(cue)
                     found += [(start, start + float((packet.duration or 0) * packet.time_base), text)] if text else []
-    except (av.FFmpegError, ValueError):
+    except (UserError, ValueError):
         return []
     return found
 

@@ -57,7 +57,7 @@ def frames(path: Path | str, interval: float, *, max_tokens: int) -> Iterator[tu
     if not 0.001 < interval < math.inf:
         raise UserError(f"a frame interval of {interval} s cannot be used: give more than 0.001 seconds.")
     step, k, shown, size, scaler = Fraction(interval).limit_denominator(10**6), 0, None, None, VideoReformatter()
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         tick = min(stream.time_base, Fraction(1, 1000))
         for time, picture in _pictures(path, container, stream):
             image = None
@@ -82,7 +82,7 @@ def address(path: Path | str) -> str:
 
 
 @contextmanager
-def _opened(path):
+def opened(path):
     """(container, first video stream), one thread; what FFmpeg refuses in the block becomes a UserError."""
     try:
         with av.open(address(path), metadata_errors="replace", timeout=PATIENCE if "://" in str(path) else None) as container:
