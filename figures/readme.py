@@ -66,7 +66,7 @@ def _stages(run: Run) -> tuple[dict[str, float], dict[str, float]]:
 
 def _took(run: Run) -> str:
     minutes, seeds = sum(_stages(run)[0].values()), run.manifest["seeds"]
-    return (f"The numbers below and the drawings are those of the profile `{run.profile.partition('-')[0]}`, seeds "
+    return (f"The numbers below and the drawings are those of the profile `{run.profile.partition('-')[0]}`, seed{'s' * (len(seeds) > 1)} "
             f"{', '.join(map(str, seeds))}: {minutes / len(seeds):.0f} minutes a seed on {run.manifest['cores']} cores.")
 
 

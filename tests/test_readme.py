@@ -61,7 +61,7 @@ def test_a_run_becomes_the_reference_run(tmp_path, monkeypatch):
     study = manifest | {"profile": "study-2", "seeds": [2]}
     write_json(tmp_path / "run-2" / "manifest.json", study)
     shown = module.block(tmp_path / "run-2" / "results", tmp_path / "tiny")  # a study's numbers, the first command's minutes
-    assert "(profile `tiny`, 2 seeds" in shown and "of the profile `study`, seeds 2:" in shown and "| SFT |" in shown
+    assert "(profile `tiny`, 2 seeds" in shown and "of the profile `study`, seed 2:" in shown and "| SFT |" in shown
     write_json(tmp_path / "run-2" / "manifest.json", manifest | {"profile_hash": "another"})
     with pytest.raises(UserError, match="not parts of one study"):
         module.take([tmp_path / "study", tmp_path / "run-2"], "a mixture")
