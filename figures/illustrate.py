@@ -22,6 +22,8 @@ from mmduet2kit.profile import Profile
 from mmduet2kit.protocols import push
 from mmduet2kit.score import Judge, MemoJudge, get_judge, judge_of
 
+from dataset import card
+
 SPLITS = ("base", "sft", "rl", "dev", "test")
 FRAMES = 24  # of a figure, at most
 LOOK_TESTS = 20  # test videos among which one is looked for
@@ -50,7 +52,7 @@ def best_blind_score(golds: Sequence[str], candidates: Iterable[str], judge: Jud
 
 
 def dataset_json(profile: Profile, dataset: Dataset) -> dict:
-    """dataset.json: videos by split and domain, filter ledger, share of NO REPLY, what guessing would earn (of 4).
+    """dataset.json: videos by split and domain, filter ledger, share of NO REPLY, what guessing would earn (of 4); and the world's dataset card.
 
     What guessing earns is measured in the procedural world alone, where all that can be said is known: elsewhere {}.
     """
@@ -74,6 +76,8 @@ def dataset_json(profile: Profile, dataset: Dataset) -> dict:
         "best_blind_score": {name: round(best_blind_score(texts, said, judge), 4) for name, texts in golds.items()},
     }
     write_json(profile.results / "dataset.json", found)
+    if procedural(dataset):
+        card(dataset.folder, None)  # of what somebody built themselves there may be one that they have filled in
     return found
 
 

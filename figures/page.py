@@ -16,7 +16,7 @@ from tables import FIGURES, SMOKE, TEMPLATES, Run
 MADE = {"fig1": ("figure1.json", "01"), "fig2": ("figure2.json", "02"), "fig3": ("figure3.json", "01"), "fig4": ("", "04"), "fig5": ("figure5.csv", "05"),
         **{f"tab{k}": (f"table{k}.csv", notebook) for k, notebook in zip(range(1, 8), ("01", "06", "06", "06", "06", "07", "08"))},
         "ours1": ("threshold_sweep.csv", "06"), "ours2": ("variants.csv", "05"), "ours3": ("silence.csv", "08"), "ours4": ("formats.csv", "08"),
-        "ours5": ("before_after.json", "06")}  # by the start of a drawing's name: its results file, and the notebook that makes it  # fmt: skip
+        "ours5": ("before_after.json", "06"), "log": ("", "05")}  # by the start of a drawing's name: its results file, and the notebook that makes it  # fmt: skip
 NOTEBOOKS = {path.name[:2]: path.stem for path in sorted((FIGURES.parent / "notebooks").glob("[0-9]*.ipynb"))}
 
 # What claims.yaml calls a unit, in words.
@@ -44,7 +44,7 @@ def write_report(run_dir: Path | str) -> Path:
     counts = Counter(claim["verdict"] for claim in verdicts)
     return write_atomic(run_dir / "report.html", page.render(
         css=Markup(Path(__file__).with_name("page.css").read_text()), run=run, claims=verdicts, tables=tables,
-        figures=figures, profile=run.manifest.get("settings"), smoke=SMOKE, made=made, of_claim=of_claim, units=UNITS, prose=prose, gigabytes=_gigabytes(run_dir),
+        figures=figures, profile=run.manifest.get("settings"), smoke=SMOKE, made=made, sources=sources, units=UNITS, prose=prose, gigabytes=_gigabytes(run_dir),
         experiments=experiments(run, verdicts), artifact=artifact_table(), yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
         counts=[(counts[word], word) for word in claims.VERDICTS]))
 
@@ -58,6 +58,13 @@ def made(name: str) -> list[tuple[str, str]]:
     """[(path from the page, words)]: the results file of a drawing, and the executed notebook that made it."""
     file, notebook = MADE[name.partition("_")[0]]
     return ([(f"results/{file}", file)] if file else []) + [(f"executed/{NOTEBOOKS[notebook]}.html", f"notebook {notebook}")]
+
+
+def sources(claim: dict) -> list[str]:
+    """The drawings whose files a claim's numbers stand in: those of its rule, then those of the experiments that explain it."""
+    because = next((one.get("because", ()) for one in claims.read_claims() if one["id"] == claim["id"]), ()) if claim["explained"] else ()
+    found = re.findall(r"\b(?:[tf]\d|silence|log)(?=\()", " ".join([claim["rule"], *(text for one in because for text in one["values"])]))
+    return list(dict.fromkeys({"t": "tab", "f": "fig"}[name[0]] + name[1] if name[1:].isdigit() else {"silence": "ours3", "log": "log"}[name] for name in found))
 
 
 def of_claim(claim: dict) -> str:

@@ -22,13 +22,13 @@ CAUSE = re.compile(r"^(mmduet2 \w+: .+)|^((?:\[rank\d+\]: )?)Traceback .*\n(?:\2
 
 
 def lines(what: str) -> Callable[[int, int], None]:
-    """A callback (done, total) that prints a line at most every 15 s, and at the end."""
+    """A callback (done, total) that prints a line after 5 s, then at most every 15 s, and at the end."""
     started = spoken = time.monotonic()
 
     def say(done: int, total: int) -> None:
         nonlocal spoken
         now = time.monotonic()
-        if now - spoken > EVERY_S or done == total:
+        if now - spoken > (5.0 if spoken == started else EVERY_S) or done == total:
             spoken = now
             left = (now - started) / done * (total - done)
             print(f"{what}: {done} of {total}, {left:.0f} s left", flush=True)

@@ -27,7 +27,7 @@ from .files import write_atomic, write_json
 from .launch import RELAYS
 from .manifest import cores, describe, read_manifest
 from .profile import add_profile_arguments, load_profile
-from .report import STUDY, script
+from .report import STUDY, TINY, script
 
 TAG = "MMDUET2_STAGE"  # environment variable: "<run folder>:<stage>"
 GRACE_S = "MMDUET2_GRACE_S"  # environment variable: from TERM to KILL, time for a training process to save a checkpoint
@@ -125,7 +125,7 @@ class _Run:
         self.file = self.dir / "manifest.json"
         self.attempts = read_manifest(self.file)["stages"] if self.file.exists() else {}
         self.manifest, self.took, self.usual = describe(self.profile) | {"stages": self.attempts}, {}, {}
-        for path in (STUDY / "manifest.json", self.file):  # how long the stages took before, to tell what is left
+        for path in (STUDY / "manifest.json", TINY / "manifest.json", self.file):  # how long the stages took before, to tell what is left
             with suppress(UserError, KeyError):
                 before = read_manifest(path)
                 done = [(name, one["minutes"]) for name, tries in before["stages"].items()
@@ -168,7 +168,7 @@ class _Run:
             elif tick % 10 == 0:  # every two seconds
                 peak = max(peak, _memory_gb(tag))
             elif tick % 150 == 149:  # every half minute
-                print(f"  {stage.name}: {minutes:.1f} min{self._left(stage, minutes)}  {_last_line(log)[:70]}")
+                print(f"  {stage.name}: {minutes:.1f} min{self._left(stage, minutes)}  {_last_line(log).rstrip('-')[:130]}")
             tick, minutes = tick + 1, (time.monotonic() - began) / 60
         end_all(tag, self.grace)
         if process.wait() and not why:

@@ -201,7 +201,7 @@ def curves(paths: Mapping[str, Path], columns: Sequence[str], caption: str) -> H
         for k, (label, path) in enumerate(paths.items()):
             log = pd.read_csv(path).set_index("step") if path.exists() else pd.DataFrame()
             if len(points := log[column].dropna() if column in log else ()):
-                axes.plot(points, label=label, **style.SERIES[k % 4] | {"marker": "", "linewidth": 1.2})
+                axes.plot(points, label=label, **style.SERIES[k % len(style.SERIES)] | {"marker": "", "linewidth": 1.2})
                 ends.append({"line": label, "column": column, "first": points.iloc[0], "last": points.iloc[-1]})
     if ends:
         drawing.axes[0].legend()

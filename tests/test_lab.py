@@ -258,3 +258,19 @@ def test_the_player_before_and_after_and_an_own_video(open_book, tmp_path):
     own.becomes("“What shows up now?”")
     assert own.cell.locator("[role=alert]").count() == 0 and own.alts() != [before]
     own.shot("own_video")
+
+
+def test_the_report_is_read_on_a_phone_and_on_paper(browser, tmp_path):
+    """No line runs out of a phone's width, wide tables and long words included; printed on A4, nothing is cut off or squeezed."""
+    for width in (360, 390, 1280):
+        page = browser.new_page(viewport={"width": width, "height": 844})
+        page.goto((RUN / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.screenshot(path=SHOTS / f"report_{width}.png")
+        page.close()
+    page = browser.new_page(viewport={"width": 718, "height": 1000})  # A4 with margins of 10 mm, 96 pixels an inch
+    page.goto((RUN / "report.html").as_uri())
+    page.emulate_media(media="print")
+    assert page.evaluate("""[...document.querySelectorAll("table, figure, pre")].filter(one => one.checkVisibility() &&
+        one.getBoundingClientRect().right > 719).map(one => one.innerText.slice(0, 60))""") == []
+    assert len(page.pdf(path=tmp_path / "report.pdf", format="A4")) > 50_000

@@ -158,9 +158,22 @@ def test_commands_parse(name):
         assert first == "PROFILE"  # never another profile than the parameter's
 
 
+RESULT = re.compile(r"\bshow\.(?:table|strip|timeline|curves|figure|row|reward_terms|tokens|dialogue)\(|\bwidgets\.\w+\(|\bexplore\(")
+
+
 @every
-def test_results_are_explained(name):
-    assert sum(source.startswith("**What to look for.** ") for _, source in cells(name, "markdown")) >= 2
+def test_every_result_is_followed_by_what_to_look_for(name):
+    """Several pictures and tables may share one, but no heading comes between."""
+    waiting, bare = [], []
+    for cell in book(name)["cells"]:
+        source, tags = "".join(cell["source"]), set(cell["metadata"].get("tags", []))
+        if cell["cell_type"] == "code":
+            waiting += [source.splitlines()[0]] if RESULT.search(source) and not tags & PRACTICE else []
+        elif source.startswith("**What to look for.** "):
+            waiting = []
+        elif source.startswith("#"):
+            bare, waiting = bare + waiting, []
+    assert bare + waiting == []
 
 
 @every

@@ -5,6 +5,7 @@ import json
 import re
 
 import fake_results
+import page as report_page
 import pytest
 
 from mmduet2kit.report import write_report
@@ -93,6 +94,14 @@ def test_every_claim_table_and_figure_links_to_its_results_and_its_notebook(page
     row = text[text.index("Without r_rep duplicates rise on [WEB]") :].partition("</tr>")[0]
     assert 'href="results/table6.csv"' in row and 'href="executed/07_reward_ablation.html"' in row
     assert "no-rep-duplicates-WEB" in text[text.index('id="artifact"') :].partition("</table>")[0] and "reply_turns on" not in text
+
+
+def test_explanations_costs_and_intervals_link_to_their_files_too(page):
+    text = page.read_text(encoding="utf-8")
+    claim = {"id": "rl-above-sft-WEB", "rule": 'value = t2("pauc"); value > 0', "explained": ""}
+    assert report_page.sources(claim) == ["tab2"] and report_page.sources(claim | {"explained": "Arms ..."}) == ["tab2", "tab6"]
+    assert report_page.sources(claim | {"id": "sft-1s-collapses-1", "rule": 't7("reply_turns")', "explained": "With ..."}) == ["tab7", "ours3"]
+    assert text.count('href="manifest.json"') == 2 and 'href="results/per_video.csv"' in text and "Minutes by hand" in text
 
 
 def test_claims_are_in_words_and_units_too(page):

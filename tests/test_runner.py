@@ -204,6 +204,13 @@ def test_kill_9_leaves_no_orphan(start_runner, wait_until, tmp_path, victim):
     assert attempt["status"] == ("terminated" if victim == "runner" else "failed")
 
 
+def test_the_terminal_tells_what_is_left_at_the_pace_of_this_machine():
+    """Usual minutes 2, 10, 4; the first took 3: at half as much again the second still takes 15 - 5, the third 6."""
+    run = SimpleNamespace(usual={"a": 2.0, "b": 10.0, "c": 4.0}, took={"a": 3.0}, later=["c"])
+    assert runner._Run._left(run, SimpleNamespace(name="b"), 5.0) == ", at most about 16 min to the end;"
+    assert runner._Run._left(SimpleNamespace(usual={}, took={}, later=[]), SimpleNamespace(name="b"), 5.0) == ""
+
+
 def test_modules_a_notebook_uses(tmp_path):
     def names(code):
         return {path.relative_to(plan.PACKAGE).as_posix() for path in plan.modules_used(code)}

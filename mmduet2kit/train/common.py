@@ -150,7 +150,7 @@ class CsvLog(TrainerCallback):
         row = {"step": state.global_step} | {c: logs.get(key, "") for c, key in self.columns.items()}
         self.rows.append(row | {"seconds": round(now - self.last, 3)})
         self.last = now
-        if now - self.spoken > 30 or state.global_step == self.total:
+        if now - self.spoken > (5 if self.spoken == self.started else 30) or state.global_step == self.total:
             self.spoken = now
             left = (now - self.started) / max(state.global_step - self.first, 1) * (self.total - state.global_step)
             self.say(f"step {state.global_step} of {self.total}, loss {logs['loss']:.4g}, {left / 60:.1f} min left")
