@@ -44,7 +44,8 @@ def write_report(run_dir: Path | str) -> Path:
     counts = Counter(claim["verdict"] for claim in verdicts)
     return write_atomic(run_dir / "report.html", page.render(
         css=Markup(Path(__file__).with_name("page.css").read_text()), run=run, claims=verdicts, tables=tables,
-        figures=figures, profile=run.manifest.get("settings"), smoke=SMOKE, made=made, sources=sources, units=UNITS, prose=prose, gigabytes=_gigabytes(run_dir),
+        figures=figures, profile=run.manifest.get("settings"), command=f"./run_all.sh --profile {asked(run.profile, run.manifest.get('seeds', []))}",
+        smoke=SMOKE, made=made, sources=sources, units=UNITS, prose=prose, gigabytes=_gigabytes(run_dir),
         experiments=experiments(run, verdicts), artifact=artifact_table(), yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
         counts=[(counts[word], word) for word in claims.VERDICTS]))
 
@@ -58,6 +59,12 @@ def made(name: str) -> list[tuple[str, str]]:
     """[(path from the page, words)]: the results file of a drawing, and the executed notebook that made it."""
     file, notebook = MADE[name.partition("_")[0]]
     return ([(f"results/{file}", file)] if file else []) + [(f"executed/{NOTEBOOKS[notebook]}.html", f"notebook {notebook}")]
+
+
+def asked(profile: str, seeds: list[int]) -> str:
+    """What `--profile` takes for a run: `study@1` of the run study-1, which is one seed of a study."""
+    name, _, seed = profile.rpartition("-")
+    return f"{name}@{seed}" if name and list(map(str, seeds)) == [seed] else profile
 
 
 def sources(claim: dict) -> list[str]:

@@ -104,6 +104,11 @@ def test_explanations_costs_and_intervals_link_to_their_files_too(page):
     assert text.count('href="manifest.json"') == 2 and 'href="results/per_video.csv"' in text and "Minutes by hand" in text
 
 
+def test_the_report_of_one_seed_of_a_study_says_how_that_is_run():
+    assert report_page.asked("study-2", [2]) == "study@2" and report_page.asked("tiny", [1]) == "tiny"
+    assert report_page.asked("mine-2", [1, 2]) == "mine-2"
+
+
 def test_claims_are_in_words_and_units_too(page):
     text = page.read_text(encoding="utf-8")
     units = set(re.findall(r'data-label="Unit">([^<]*)<', text))
