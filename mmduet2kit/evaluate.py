@@ -23,6 +23,7 @@ from .errors import UserError
 from .files import read_json, write_csv
 from .model import encoder_for
 from .profile import Profile
+from .progress import telling
 from .protocols import official, poll, push
 from .score import judge_of, score_question, totals
 from .score.streamingbench import all_rules
@@ -76,7 +77,7 @@ class Evaluator:
         """What the model says at each turn with frames of every dialogue; those of like length side by side."""
         out: list[list[Spoken]] = [[] for _ in dialogues]
         order = sorted(range(len(dialogues)), key=lambda i: -len(dialogues[i].turns))
-        for at in range(0, len(order), batch):
+        for at in telling("evaluated, batches", starts := range(0, len(order), batch), len(starts)):
             chosen = order[at : at + batch]
             frames = [self.dataset.frames(dialogues[i]) for i in chosen]
             encoder = encoder_for(self.processor, frames[0], getattr(self.model.config, "chat_form", "turns"))
@@ -96,7 +97,7 @@ class Evaluator:
     def score(self, watched: Sequence[Watched], onsets: dict | None = None) -> list[dict]:
         """One row a record with the sums of per_video.csv; latency only where `onsets` are given."""
         with ThreadPoolExecutor(self.judge.parallel) as pool:
-            rows = list(pool.map(lambda w: self._row(w, onsets), watched))
+            rows = list(telling("evaluated by the judge, questions", pool.map(lambda w: self._row(w, onsets), watched), len(watched)))
         counts = getattr(self.judge.judge, "counts", Counter())
         if counts["asked"] and counts["asked"] == counts["failed"] and not counts["from_cache"]:
             raise UserError(f"the judge gave no answer to any of {counts['asked']} questions: see that it is up, and start again; predictions are kept.")
@@ -107,8 +108,7 @@ class Evaluator:
         asked = [(c["time"], c["content"]) for c in record["conversation"]]
         gold = [(*a["reply_timespan"], a["content"], a["related_timespan"][1]) for a in record["answer"] if not official(record)]
         sums = totals(score_question(gold, watched.replies, self.judge, "evaluator", questions=asked))
-        row = {"question_id": record["question_id"], "decisions": watched.decisions}
-        row |= {key: sums[key] for key in ("spans", "pauc_sum", "dup_spans", "dup_sum", "multi_spans")}
+        row = {"question_id": record["question_id"], "decisions": watched.decisions} | {k: sums[k] for k in ("spans", "pauc_sum", "dup_spans", "dup_sum", "multi_spans")}
         row |= {"reply_turns": len(watched.replies), "correct": 0, "lucky": 0, "latency_sum": 0.0, "latency_n": 0}
         for start, end, text, _ in gold if onsets is not None else []:
             right = [t for t, said in watched.replies if start <= t <= end and self.judge.correctness("", text, said, 4) == 4]
@@ -210,14 +210,12 @@ def choose_threshold(evaluator: Evaluator, out: Path, seed: int) -> float:
         raise UserError(f"{evaluator.dataset.folder} has no development videos, on which the threshold is chosen: join it with training data (mmduet2 data join).")
     for domain, records in watched.items():
         many = [g for g in grid for _ in records]  # every threshold is one more session of the same batch
-        interval = evaluator.profile.video.test_interval
-        scored = evaluator.score(evaluator.watch(records * len(grid), interval, 2 * evaluator.profile.evaluate.batch, many))
+        scored = evaluator.score(evaluator.watch(records * len(grid), evaluator.profile.video.test_interval, 2 * evaluator.profile.evaluate.batch, many))
         for k, g in enumerate(grid):
             mine = scored[k * len(records) : (k + 1) * len(records)]
             found = pooled(mine)
             sums[g] += sum(row["pauc_sum"] for row in mine), found["spans"]
-            shown = {key: found[key] for key in ("pauc", "duplicate", "reply_turns")}
-            rows.append({"seed": seed, "domain": domain, "threshold": g, **shown})
+            rows.append({"seed": seed, "domain": domain, "threshold": g} | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")})
     best = max(grid, key=lambda g: sums[g][0] / sums[g][1])
     write_csv(out, [row | {"chosen": int(row["threshold"] == best)} for row in rows])
     return best

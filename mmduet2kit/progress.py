@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -30,10 +30,17 @@ def lines(what: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if now - spoken > (5.0 if spoken == started else EVERY_S) or done == total:
             spoken = now
-            left = (now - started) / done * (total - done)
-            print(f"{what}: {done} of {total}, {left:.0f} s left", flush=True)
+            print(f"{what}: {done} of {total}, {(now - started) / done * (total - done):.0f} s left", flush=True)
 
     return say
+
+
+def telling(what: str, items: Iterable, total: int) -> Iterator:
+    """The items, with a line now and then of how many have been worked on; none for what is done within 5 s, none at the end."""
+    say = lines(what)
+    for done, item in enumerate(items, start=1):
+        yield item
+        done < total and say(done, total)
 
 
 def side_by_side(work: Callable, items: Sequence, workers: int, progress: Callable[[int, int], None] | None = None) -> list:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from .errors import UserError
 from .files import read_json, read_jsonl, write_json
 from .profile import positive, rising
+from .progress import telling
 from .score import ASKED, FORMS, MemoJudge, get_judge, score_question, spoken, totals
 from .score.streamingbench import all_rules
 
@@ -131,13 +132,12 @@ def score(records: dict[str, Record], said: dict, judge, forms: Sequence[str], a
         return rows
 
     with ThreadPoolExecutor(getattr(judge, "parallel", 1)) as pool:
-        return [row for rows in pool.map(one, records.values()) for row in rows]
+        return [row for rows in telling("scored, questions", pool.map(one, records.values()), len(records)) for row in rows]
 
 
 def summarise(rows: Sequence[dict], seed: int = 0) -> dict:
     """PAUC and duplicates in percent with 95 percent intervals (questions drawn with replacement), and counts."""
-    table = {key: np.array([row[key] for row in rows], float) for key in rows[0] if key not in ("question_id", "domain", "form")}
-    count = len(rows)
+    table, count = {key: np.array([row[key] for row in rows], float) for key in rows[0] if key not in ("question_id", "domain", "form")}, len(rows)
     rng, size = np.random.default_rng(seed), max(1, min(RESAMPLES, 4_000_000 // count))  # in parts: 20,000 questions are many
     parts = [min(size, RESAMPLES - at) for at in range(0, RESAMPLES, size)]
     columns = np.stack([table[name] for name in ("pauc_sum", "spans", "dup_sum", "dup_spans")], axis=1)
@@ -150,8 +150,7 @@ def summarise(rows: Sequence[dict], seed: int = 0) -> dict:
         many = 100 * above[usable] / under[usable]
         out[f"{name}_interval"] = [float(p) for p in np.percentile(many, [2.5, 97.5])] if usable.any() else None
     out |= {key: table[key].sum() / count for key in ("replies", "outside")}
-    out["multi_spans"], out["failures"] = int(table["multi_spans"].sum()), int(table["failures"].sum())
-    out["immediate"] = int(table["immediate"].sum())
+    out |= {key: int(table[key].sum()) for key in ("multi_spans", "failures", "immediate")}
     out["immediate_score"] = table["immediate_sum"].sum() / out["immediate"] if out["immediate"] else None
     return out
 
@@ -166,8 +165,7 @@ def streamingbench(records: dict[str, Record], said: dict, window: float) -> dic
         if not moment or not output:
             raise UserError(f"question {record.question_id!r} has no answer: proactive output needs one a question.")
         asked = record.time_stamp.total_seconds() if record.time_stamp else min([turn.time for turn in record.conversation] or [0.0])
-        middle, moment = (spans or moment)[0], moment[0]
-        items.setdefault(record.domain, []).append((asked, middle, moment, output, said.get(record.question_id, [])))
+        items.setdefault(record.domain, []).append((asked, (spans or moment)[0], moment[0], output, said.get(record.question_id, [])))
     return {domain: {name: value if name == "n" else 100 * value for name, value in all_rules(some, window).items()}
             for domain, some in items.items()}  # fmt: skip
 

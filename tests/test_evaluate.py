@@ -9,7 +9,7 @@ import tab2_proactive
 import tab5_proactive_output
 from results import Tables
 
-from mmduet2kit import evaluate, evaluation
+from mmduet2kit import evaluate, evaluation, progress
 from mmduet2kit import model as models
 from mmduet2kit.corpus.dialogues import benchmark_record, from_benchmark
 from mmduet2kit.corpus.films import annotate
@@ -177,3 +177,12 @@ def test_a_model_is_played_on_the_gpu_of_its_process(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     models.load_to_play(PROFILE, "somewhere")
     assert places == ["cpu", "cuda:0", "cuda:3"]
+
+
+def test_what_takes_long_says_how_far_it_is_and_what_is_short_says_nothing(capsys, monkeypatch):
+    now = iter(range(0, 1000, 4))  # 4 s an item
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    assert list(progress.telling("judged", "abcdefgh", 8)) == list("abcdefgh")
+    assert capsys.readouterr().out == "judged: 2 of 8, 24 s left\njudged: 6 of 8, 8 s left\n"
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
+    assert list(progress.telling("judged", "ab", 2)) == ["a", "b"] and not capsys.readouterr().out
