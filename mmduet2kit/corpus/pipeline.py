@@ -24,7 +24,7 @@ from ..dialogue import DEFAULT_SYSTEM, NO_REPLY, Dialogue, Turn, to_rl_row, to_s
 from ..errors import UserError
 from ..files import STAMP, fingerprint, read_json, read_jsonl, sha256_text, write_atomic, write_json, write_jsonl
 from ..profile import Profile
-from ..progress import side_by_side
+from ..progress import lines, side_by_side, telling
 from .annotate import Annotator, Scene
 from .build import SEGMENTS, made_by
 from .dialogues import benchmark_record, build_dialogue, build_segments, frame_count
@@ -176,12 +176,12 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
     video, ledger = plan.profile.video, FilterLedger()
     stored = min(video.intervals)
     good = [c for c in clips if ledger.check("record can be read", c.id, isinstance(c, Clip), getattr(c, "reason", ""))]
-    found = side_by_side(partial(look, source, out, stored, video.visual_tokens), good, workers)
+    found = side_by_side(partial(look, source, out, stored, video.visual_tokens), good, workers, lines("decoding, clips of a shard"))
     usable = [(c, one) for c, one in zip(good, found) if ledger.check("video decodes", c.id, "error" not in one, one.get("error", ""))]
     # Opened here: a numpy header is read by Python's ast, which CPython 3.11.7 does not keep apart between threads.
     pictures = [np.load(out / "frames" / one["cache"], mmap_mode="r") for _, one in usable]
     with ThreadPoolExecutor(getattr(annotator, "parallel", 1)) as threads:
-        made = list(threads.map(partial(clip_rows, plan, annotator, judge), pictures, *zip(*usable)))
+        made = list(telling("annotated, clips of a shard", threads.map(partial(clip_rows, plan, annotator, judge), pictures, *zip(*usable)), len(usable)))
     for asks in (one for one in (annotator, getattr(judge, "judge", judge)) if hasattr(one, "endpoint")):
         asks.endpoint.settle()
     rows: dict[str, list[dict]] = {name: [] for name in file_names(plan)}
