@@ -5,12 +5,14 @@ build`: a dataset from own videos, a corpus or a benchmark; `data join`: several
 import glob
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from . import __version__
 from .corpus.annotate import get_annotator
 from .corpus.build import Dataset, build
-from .corpus.pipeline import VIDEOS, Plan, build_corpus, join, own_videos
+from .corpus.pipeline import SHARD, VIDEOS, Plan, build_corpus, join, own_videos
 from .corpus.readers import READERS, Bad, Clip
 from .doctor import unmeasured
 from .errors import UserError
@@ -144,20 +146,21 @@ def build_dataset(args) -> None:
         annotator, judge = get_annotator(args.annotator, out / "annotations.sqlite"), judge_of(profile, out / "judgements.sqlite")
         made_with = " ".join([args.annotator, profile.judge.name, *(one.endpoint.model for one in (annotator, judge.judge) if hasattr(one, "endpoint"))])
     plan = Plan(profile, made_with, args.shares)
-    clips = READERS[args.corpus].read(args.folder) if args.corpus else own_videos(args.folder, args.domain)
-    clips = asked(args.corpus, clips, args.folder) if gives == "records" else clips
-    say = lambda shards, seen: print(f"building: {shards} shards, {seen} clips", flush=True)  # noqa: E731
-    shards = build_corpus(plan, annotator, judge, clips, args.folder, out, part=args.shard, workers=args.workers, progress=say)
+    read = partial(READERS[args.corpus].read, args.folder) if args.corpus else partial(own_videos, args.folder, args.domain)
+    clips, total = asked(args.corpus, read(), args.folder) if gives == "records" else read(), sum(1 for _ in read())
+    say, made = lines("building, clips"), count(SHARD, SHARD)
+    left = lambda seen: say(done := min(next(made), seen), done + (total - seen) // args.shard[1])  # noqa: E731 - of what this call makes
+    shards = build_corpus(plan, annotator, judge, clips, args.folder, out, part=args.shard, workers=args.workers, progress=left)
     if not shards:
         raise UserError(f"{args.folder} holds no videos ({', '.join(VIDEOS)}): give their folder.")
+    for asks in (one.endpoint for one in (annotator, getattr(judge, "judge", None)) if getattr(one, "endpoint", None) and one.endpoint.counts):
+        print(asks.told(annotator.counts["questions"] if hasattr(annotator, "endpoint") else 0))
     missing = sum(not shard.is_dir() for shard in shards)
     if missing:
         print(f"{len(shards) - missing} of {len(shards)} shards are there; the dataset is put together when the other parts are done.")
         return
     join(plan, out, shards)
     about(profile, out, args.corpus or "own videos", annotator.name if annotator else "", **({"model": annotator.endpoint.model} if hasattr(annotator, "endpoint") else {}))
-    if counts_of := dict(getattr(annotator, "counts", {})):
-        print("annotator: " + ", ".join(f"{name} {many}" for name, many in sorted(counts_of.items())))
     tell(out)
 
 
@@ -172,8 +175,9 @@ def build_release(args) -> None:
     if not (args.folder and args.folder.is_dir() and args.out) or args.shard != (0, 1):
         raise UserError(f"{args.folder or args.action}: give the folder of the release, --out, the dataset's folder, and no --shard: --workers share this corpus.")
     unmixed(args.out, (args.out / "frames").is_dir() and not (args.out / "shards").is_dir())
-    profile, samples = load_profile(args.profile), READERS[args.corpus].read(args.folder)
-    build_released(samples, args.folder, args.out, profile.video.visual_tokens, args.workers, lambda seen: print(f"building: {seen} rows", flush=True))
+    profile, read = load_profile(args.profile), partial(READERS[args.corpus].read, args.folder)
+    total, say = sum(1 for _ in read()), lines("building, rows")
+    build_released(read(), args.folder, args.out, profile.video.visual_tokens, args.workers, lambda seen: say(seen, total))
     about(profile, args.out, args.corpus, "")
     tell(args.out)
 

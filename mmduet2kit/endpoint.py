@@ -40,6 +40,7 @@ class Endpoint:
         self.retry = dict(stop=stop_after_attempt(attempts), retry=retry_if_exception(_may_pass), reraise=True,
                           wait=wait_random_exponential(multiplier=0.5, max=longest_wait_s))  # fmt: skip
         self.lock, self.counts, self.settled, self.next, self.cache, self.store = threading.Lock(), Counter(), Counter(), 0.0, cache, None
+        self.seconds = 0.0  # that the work took in which it was asked
         self._kept("select 1")
 
     def ask(self, key: str, messages: list[dict], parse: Callable[[str], str | None], **options) -> str | None:
@@ -57,7 +58,7 @@ class Endpoint:
                 with attempt:
                     text, usage = self._post({"model": self.model, "messages": messages, "temperature": 0.0, "max_tokens": 2048} | options)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError):
-            return self._count("failed")
+            return self.count("failed")
         answer = parse(text)
         with self.lock:
             if isinstance(usage, dict):
@@ -65,10 +66,22 @@ class Endpoint:
             if answer is not None:
                 self._kept("insert or replace into answers values (?, ?)", key, answer)
                 return answer
-        return self._count("unparsed")
+        return self.count("unparsed")
 
-    def settle(self) -> None:
-        """UserError where more than a fifth of what was asked since the last call failed: what would be made of that had holes for ever."""
+    def told(self, videos: int) -> str:
+        """What was asked and paid for, tokens a second of the work in which it was asked and, `videos` having been paid for, the paper's."""
+        tokens, text = sum(self.counts[name] for name in TOKENS), f"{self.who}: " + ", ".join(f"{k} {n}" for k, n in sorted(self.counts.items()) if n)
+        if not tokens or not videos:
+            return text
+        much, hours = tokens / videos * 52_000 / 1e6, self.seconds / videos * 52_000 / 3600
+        return f"{text}; {tokens / self.seconds:.0f} tokens/s; 52,000 videos (paper, section 3) so: {much:.3g} million tokens, {hours:.3g} h"
+
+    def settle(self, seconds: float = 0.0) -> None:
+        """UserError where more than a fifth of what was asked since the last call failed: what would be made of that had holes for ever.
+
+        seconds: that the work took since then.
+        """
+        self.seconds += seconds
         since, self.settled = self.counts - self.settled, Counter(self.counts)
         if since["failed"] > since["asked"] / 5:
             raise UserError(f"{self.url} gave the {self.who} no answer to {since['failed']} of {since['asked']} questions: "
@@ -102,7 +115,8 @@ class Endpoint:
         said = json.loads(reply.text)
         return str(said["choices"][0]["message"]["content"]), said.get("usage")
 
-    def _count(self, what: str) -> None:
+    def count(self, what: str) -> None:
+        """One more of what `counts` has under that name."""
         with self.lock:
             self.counts[what] += 1
 

@@ -26,9 +26,7 @@ def rising(pair):
 
 Whole, Count = Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]
 Amount, Size, Share = Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0, le=1)]
-Wholes, Counts, Amounts, Sizes, Shares = (
-    Annotated[tuple[kind, kind], AfterValidator(rising)] for kind in (Whole, Count, Amount, Size, Share)
-)
+Wholes, Counts, Amounts, Sizes, Shares = (Annotated[tuple[kind, kind], AfterValidator(rising)] for kind in (Whole, Count, Amount, Size, Share))
 
 
 class _Section(BaseModel):

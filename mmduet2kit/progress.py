@@ -29,8 +29,8 @@ def lines(what: str) -> Callable[[int, int], None]:
         nonlocal spoken
         now = time.monotonic()
         if now - spoken > (5.0 if spoken == started else EVERY_S) or done == total:
-            spoken = now
-            print(f"{what}: {done} of {total}, {(now - started) / done * (total - done):.0f} s left", flush=True)
+            spoken, left = now, (now - started) / done * (total - done)
+            print(f"{what}: {done} of {total}, {left:.0f} s left" if left < 600 else f"{what}: {done} of {total}, {left / 60:.0f} min left", flush=True)
 
     return say
 

@@ -26,7 +26,7 @@ from .corpus.video import CACHE, FilterLedger, fit_size, frames, resized
 from .dialogue import NO_REPLY, Dialogue, Gold, Segment, Turn, from_sft_row, to_rl_row, to_sft_row
 from .errors import UserError
 from .files import STAMP, fingerprint, read_json, sha256_text, write_atomic, write_json
-from .progress import side_by_side
+from .progress import lines, side_by_side
 
 FORCED = re.compile(r"^I must reply( now)?\.\n")  # upstream: a prefix that SFT masks and inference forces; no part of the reply
 OFFLINE_S, OFFLINE_FRAMES, TO_THE_END = 1.0, 64, 1_000_000  # upstream: offline pictures are a second apart, 64 at most; a `video_end` from which on there is none
@@ -215,7 +215,7 @@ def build_released(samples: Iterator[Sample | Bad], folder: Path, out: Path, tok
             good = [s for s in batch if ledger.check("record can be read", getattr(s, "id", ""), isinstance(s, Sample), getattr(s, "reason", ""))]
             if not find_spec("h5py") and any(":::" in name for s in good for name in s.pictures):
                 raise UserError("The release's pictures lie in HDF5 files, which need h5py: pip install -e '.[dev]', then start again.")
-            for sample, made in zip(good, side_by_side(partial(store, folder, out, tokens), good, workers)):
+            for sample, made in zip(good, side_by_side(partial(store, folder, out, tokens), good, workers, lines("pictures, rows of a batch"))):
                 dialogue = sample.dialogue
                 if not ledger.check("pictures are there", dialogue.id, not isinstance(made, str), made if isinstance(made, str) else ""):
                     continue

@@ -49,6 +49,11 @@ def test_captions_questions_and_summaries(server, annotator):  # noqa: F811
     assert "Write 3 questions" in server.requests[1][2]["messages"][0]["content"]
     assert annotator.summary("What is red?", CAPTIONS[:1]) == "Two red things."
     assert annotator.counts["asked"] == 3 and annotator.counts["completion_tokens"] == 6
+    assert [annotator.counts[task] for task in ("caption", "questions", "summary")] == [1, 1, 1]
+    annotator.endpoint.settle(9.0)  # 3 requests of 102 tokens in 9 s for one video
+    told = annotator.endpoint.told(1)
+    assert told.startswith("annotator 'llm': asked 3, caption 1, completion_tokens 6, prompt_tokens 300,")
+    assert told.endswith("; 34 tokens/s; 52,000 videos (paper, section 3) so: 15.9 million tokens, 130 h")
 
 
 def test_what_was_answered_is_not_paid_for_again(server, annotator, tmp_path):  # noqa: F811

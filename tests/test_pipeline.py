@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
@@ -171,7 +172,10 @@ def test_own_videos_with_a_model_that_annotates(tmp_path, server, monkeypatch, c
     assert cli.main(command) == 0
     assert readers == {threading.main_thread()}
     text = capsys.readouterr().out
-    assert "left out by 'video decodes': 2 of 8" in text and "annotator: " in text
+    assert "left out by 'video decodes': 2 of 8" in text
+    costs = re.search(r"annotator 'llm': asked (\d+), .* prompt_tokens (\d+), questions 6.* tokens/s; 52,000 videos .* so: (\S+) million tokens, ", text)
+    assert float(costs[3]) == pytest.approx(int(costs[1]) * 102 / 6 * 0.052, rel=0.01) and f"prompt_tokens {int(costs[1]) * 100}" in text
+    assert "judge 'llm': asked " in text
     out = tmp_path / "out"
     scenes = {r["name"]: r["scenes"] for s in ("sft", "rl", "dev", "test") for r in read_json(out / "scenes" / f"{s}.json")}
     assert [(s["start"], s["end"]) for s in scenes["film0"]] == [(2.0, 8.0), (10.0, 17.0)]

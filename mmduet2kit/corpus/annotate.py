@@ -131,6 +131,7 @@ class LLMAnnotator:
                 wrong = check(found)
             except ValidationError as error:
                 wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+            rejected or self.endpoint.count(task)  # paid for now; its repair is no other
             rejected.extend([(text, wrong)] if wrong else [])
             return None if wrong else text[start : end + 1]
 
@@ -138,7 +139,7 @@ class LLMAnnotator:
         answer = self.endpoint.ask(key, messages, usable)
         if answer is None and rejected:
             text, wrong = rejected[-1]
-            self.counts["repaired"] += 1
+            self.endpoint.count("repaired")
             again = [{"role": "assistant", "content": text[:4000]}, {"role": "user", "content": f"That does not fit ({wrong}). The JSON alone, please."}]
             answer = self.endpoint.ask(key, messages + again, usable)
         return None if answer is None else kind.model_validate_json(answer)

@@ -127,9 +127,7 @@ def build(profile: Profile, folder: Path, progress: Callable[[str], Progress]) -
     ledger = FilterLedger()
     scenes = {split: load_scenes(folder, split) for split in profile.world.counts}
     paths = [folder / record["video"] for records in scenes.values() for record in records]
-    caches = decode_many(
-        paths, stored, profile.video.visual_tokens, folder / "frames", profile.parallel, ledger, progress("decoding")
-    )
+    caches = decode_many(paths, stored, profile.video.visual_tokens, folder / "frames", profile.parallel, ledger, progress("decoding"))
     index = {str(Path(path).relative_to(folder)): cache.name for path, cache in caches.items()}
     write_json(folder / "frames.json", {"interval": stored, "videos": index})
     usable = {split: [r for r in records if r["video"] in index] for split, records in scenes.items()}

@@ -91,11 +91,7 @@ def build_segments(profile: Profile, dialogue: Dialogue, rng: np.random.Generato
         # A span cut by the segment's end is clipped one turn after the last, so that the last reply still counts inside.
         end = times[last - 1] + len(dialogue.turns[last - 1].frames) * dialogue.interval
         inside = [t for k, t in enumerate(times) if first <= k < last]
-        gold = [
-            replace(g, end=min(g.end, end))
-            for g in dialogue.gold
-            if g.start >= start and any(g.start < t < min(g.end, end) for t in inside)
-        ]
+        gold = [replace(g, end=min(g.end, end)) for g in dialogue.gold if g.start >= start and any(g.start < t < min(g.end, end) for t in inside)]
         if gold and last - first >= least:
             segments.append(Segment(dialogue, first, last, tuple(gold)))
     return segments

@@ -9,6 +9,7 @@ number of videos: a shard is the most that is held.
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -180,10 +181,11 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
     usable = [(c, one) for c, one in zip(good, found) if ledger.check("video decodes", c.id, "error" not in one, one.get("error", ""))]
     # Opened here: a numpy header is read by Python's ast, which CPython 3.11.7 does not keep apart between threads.
     pictures = [np.load(out / "frames" / one["cache"], mmap_mode="r") for _, one in usable]
+    began = time.monotonic()
     with ThreadPoolExecutor(getattr(annotator, "parallel", 1)) as threads:
         made = list(telling("annotated, clips of a shard", threads.map(partial(clip_rows, plan, annotator, judge), pictures, *zip(*usable)), len(usable)))
     for asks in (one for one in (annotator, getattr(judge, "judge", judge)) if hasattr(one, "endpoint")):
-        asks.endpoint.settle()
+        asks.endpoint.settle(time.monotonic() - began)
     rows: dict[str, list[dict]] = {name: [] for name in file_names(plan)}
     for some, one in made:
         ledger.add(one.rows())
@@ -204,10 +206,10 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
 
 
 def build_corpus(plan: Plan, annotator: Annotator, judge, clips: Iterable[Clip | Bad], source: Path, out: Path, *, part: tuple[int, int] = (0, 1),
-                 workers: int = 1, progress: Callable[[int, int], None] = lambda *_: None) -> list[Path]:  # fmt: skip
+                 workers: int = 1, progress: Callable[[int], None] = lambda _: None) -> list[Path]:  # fmt: skip
     """Make the shards `number` with number % N == i of part (i, N) that are not there; the folders of all shards, there or not.
 
-    `progress(shards done by this part, clips seen)` is called after each.
+    `progress(clips seen)` is called after each that was made.
     """
     folders, clips, seen = [], iter(clips), 0
     while shard := list(islice(clips, SHARD)):
@@ -216,7 +218,7 @@ def build_corpus(plan: Plan, annotator: Annotator, judge, clips: Iterable[Clip |
         seen += len(shard)
         if (len(folders) - 1) % part[1] == part[0] and not folder.is_dir():
             make_shard(plan, annotator, judge, source, out, folder, shard, workers)
-            progress(len(folders), seen)
+            progress(seen)
     return folders
 
 

@@ -11,11 +11,7 @@ QUESTIONS = {
     "cornered": ("Which things with corners show up?", "Tell me about the things with corners."),
     **{c: (f"Which {c} things show up?", f"Tell me about the {c} things.") for c in COLOURS},
 }
-OFFLINE = {
-    "caption": "Describe what the video shows.",
-    "colour": "Which colour does the thing have?",
-    "shape": "Which shape does the thing have?",
-}
+OFFLINE = {"caption": "Describe what the video shows.", "colour": "Which colour does the thing have?", "shape": "Which shape does the thing have?"}
 NOTHING = "Nothing shows up."
 
 

@@ -33,18 +33,13 @@ SUBTITLES = (
 )  # fmt: skip
 Fact = tuple[str, str, str | None]  # colour, shape, motion (None: not said)
 
-_FACT = re.compile(
-    rf"\b(?P<colour>{'|'.join(COLOURS)}) (?P<shape>{'|'.join(SHAPES)})\b"
-    rf"(?: (?P<motion>{'|'.join(MOTIONS.values())}))?"
-)
+_FACT = re.compile(rf"\b(?P<colour>{'|'.join(COLOURS)}) (?P<shape>{'|'.join(SHAPES)})\b(?: (?P<motion>{'|'.join(MOTIONS.values())}))?")
 _PHRASES = {phrase: motion for motion, phrase in MOTIONS.items()}
 
 
 def facts(text: str) -> frozenset[Fact]:
     """The facts that a text states, by the world's grammar; an unparseable text states none."""
-    return frozenset(
-        (m["colour"], m["shape"], _PHRASES[m["motion"]] if m["motion"] else None) for m in _FACT.finditer(text)
-    )
+    return frozenset((m["colour"], m["shape"], _PHRASES[m["motion"]] if m["motion"] else None) for m in _FACT.finditer(text))
 
 
 def sentence(colour: str, shape: str, motion: str) -> str:
