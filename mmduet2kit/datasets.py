@@ -6,13 +6,12 @@ import glob
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 from . import __version__
 from .corpus.annotate import get_annotator
 from .corpus.build import Dataset, build
-from .corpus.pipeline import SHARD, VIDEOS, Plan, build_corpus, join, own_videos
+from .corpus.pipeline import VIDEOS, Plan, build_corpus, join, own_videos
 from .corpus.readers import READERS, Bad, Clip
 from .doctor import unmeasured
 from .errors import UserError
@@ -139,22 +138,23 @@ def build_dataset(args) -> None:
     if not (args.folder and args.folder.is_dir() and args.out):
         raise UserError(f"{args.folder or args.action}: give a folder of videos that is there, and --out, the dataset's folder.")
     profile = load_profile(args.profile)
-    annotator, judge, out, made_with = None, None, args.out, gives
+    annotator, judge, endpoints, out, made_with = None, None, [], args.out, gives
     unmixed(out, (out / "shards").is_dir() or (out / "annotations.sqlite").is_file())
     (out / "shards").mkdir(parents=True, exist_ok=True)
     if gives == "clips":
         annotator, judge = get_annotator(args.annotator, out / "annotations.sqlite"), judge_of(profile, out / "judgements.sqlite")
-        made_with = " ".join([args.annotator, profile.judge.name, *(one.endpoint.model for one in (annotator, judge.judge) if hasattr(one, "endpoint"))])
+        endpoints = [one.endpoint for one in (annotator, judge.judge) if hasattr(one, "endpoint")]
+        made_with = " ".join([args.annotator, profile.judge.name, *(one.model for one in endpoints)])
     plan = Plan(profile, made_with, args.shares)
     read = partial(READERS[args.corpus].read, args.folder) if args.corpus else partial(own_videos, args.folder, args.domain)
     clips, total = asked(args.corpus, read(), args.folder) if gives == "records" else read(), sum(1 for _ in read())
-    say, made = lines("building, clips"), count(SHARD, SHARD)
-    left = lambda seen: say(done := min(next(made), seen), done + (total - seen) // args.shard[1])  # noqa: E731 - of what this call makes
+    say = lines("building, clips")
+    left = lambda made, seen: say(made, made + (total - seen) // args.shard[1])  # noqa: E731 - of what this call makes
     shards = build_corpus(plan, annotator, judge, clips, args.folder, out, part=args.shard, workers=args.workers, progress=left)
     if not shards:
         raise UserError(f"{args.folder} holds no videos ({', '.join(VIDEOS)}): give their folder.")
-    for asks in (one.endpoint for one in (annotator, getattr(judge, "judge", None)) if getattr(one, "endpoint", None) and one.endpoint.counts):
-        print(asks.told(annotator.counts["questions"] if hasattr(annotator, "endpoint") else 0))
+    for one in (one for one in endpoints if one.counts):
+        print(one.told(getattr(annotator, "counts", Counter())["questions"]))
     missing = sum(not shard.is_dir() for shard in shards)
     if missing:
         print(f"{len(shards) - missing} of {len(shards)} shards are there; the dataset is put together when the other parts are done.")

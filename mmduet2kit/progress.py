@@ -30,7 +30,7 @@ def lines(what: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if now - spoken > (5.0 if spoken == started else EVERY_S) or done == total:
             spoken, left = now, (now - started) / done * (total - done)
-            print(f"{what}: {done} of {total}, {left:.0f} s left" if left < 600 else f"{what}: {done} of {total}, {left / 60:.0f} min left", flush=True)
+            print(f"{what}: {done} of {total}, {f'{left:.0f} s' if left < 600 else f'{left / 60:.0f} min'} left", flush=True)
 
     return say
 

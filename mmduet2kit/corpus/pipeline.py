@@ -206,19 +206,20 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
 
 
 def build_corpus(plan: Plan, annotator: Annotator, judge, clips: Iterable[Clip | Bad], source: Path, out: Path, *, part: tuple[int, int] = (0, 1),
-                 workers: int = 1, progress: Callable[[int], None] = lambda _: None) -> list[Path]:  # fmt: skip
+                 workers: int = 1, progress: Callable[[int, int], None] = lambda *_: None) -> list[Path]:  # fmt: skip
     """Make the shards `number` with number % N == i of part (i, N) that are not there; the folders of all shards, there or not.
 
-    `progress(clips seen)` is called after each that was made.
+    `progress(clips made by this call, clips seen)` is called after each that was made.
     """
-    folders, clips, seen = [], iter(clips), 0
+    folders, clips, made, seen = [], iter(clips), 0, 0
     while shard := list(islice(clips, SHARD)):
         folder = shard_folder(plan, source, out, len(folders), shard)
         folders.append(folder)
         seen += len(shard)
         if (len(folders) - 1) % part[1] == part[0] and not folder.is_dir():
             make_shard(plan, annotator, judge, source, out, folder, shard, workers)
-            progress(seen)
+            made += len(shard)
+            progress(made, seen)
     return folders
 
 
