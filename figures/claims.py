@@ -154,6 +154,8 @@ def verdict(claim: Mapping, kit: Mapping, paper: Mapping | None) -> tuple[str, s
     if not kit["guard"]:
         return DIFFERS, claim["guard_words"]
     if not kit["rule"]:
+        if not np.isfinite(kit["value"]):
+            return DIFFERS, "the rule does not hold: a seed has no number for it (FAIL, or no growth that the end could be measured by)"
         return DIFFERS, f"the rule does not hold at {kit['value']:.2f}"
     if kit["held"] is not None and kit["held"] < SURE:
         return DIFFERS, f"not shown: the rule holds in the mean, but in {kit['held']:.0%} of resamples only"

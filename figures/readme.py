@@ -206,7 +206,8 @@ def take(runs: list[Path], reason: str) -> None:
         stages = {name: [a for head in heads for a in head["stages"].get(name, [])] for name in heads[0]["stages"]}
         seeds = sorted({seed for head in heads for seed in head["seeds"]})
         freeze = {"rules": rules, "settings": heads[0]["profile_hash"]}
-        manifest = heads[0] | {"seeds": seeds, "stages": stages, "freeze": freeze}
+        name = re.sub(r"-\d+$", "", heads[0]["profile"]) if len(heads) > 1 else heads[0]["profile"]  # study-1 is one seed of study
+        manifest = heads[0] | {"profile": name, "seeds": seeds, "stages": stages, "freeze": freeze}
         write_json(new / "manifest.json", manifest)
         if heads[0]["profile"] == "tiny":
             write_json(DEFAULT / "manifest.json", manifest)
@@ -214,7 +215,7 @@ def take(runs: list[Path], reason: str) -> None:
         shutil.move(new, DATA)
     draw()
     counts = Counter(claim["verdict"] for claim in read_json(DRAWN / "claims.json"))
-    row = {"date": max(a["started"] for tries in stages.values() for a in tries)[:10], "profile": heads[0]["profile"],
+    row = {"date": max(a["started"] for tries in stages.values() for a in tries)[:10], "profile": name,
            "seeds": " ".join(map(str, seeds)), "commit": " ".join(dict.fromkeys(head["commit"][:7] for head in heads)), "settings": heads[0]["profile_hash"][:12],
            "rules": rules[:12],
            **{f"{model}_{domain}": _cell([r for r in Run(DATA).rows("table2.csv") if (r["model"], r["domain"]) == (model, domain)])

@@ -139,6 +139,8 @@ def test_a_difference_that_is_not_shown_differs():
     paper = {"value": 2.0, "failed": False}
     assert claims.verdict({"tolerance": 5}, {**kit, "held": 0.99}, paper)[0] == "MATCH"
     assert claims.verdict({"tolerance": 0.5}, {**kit, "held": 0.99}, paper)[0] == "TREND"
+    assert claims.verdict({"tolerance": 5}, {**kit, "rule": False, "value": float("inf")}, None) == (
+        "DIFFERS", "the rule does not hold: a seed has no number for it (FAIL, or no growth that the end could be measured by)")  # fmt: skip
 
 
 @pytest.mark.parametrize(

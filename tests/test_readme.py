@@ -62,6 +62,9 @@ def test_a_run_becomes_the_reference_run(tmp_path, monkeypatch):
     write_json(tmp_path / "run-2" / "manifest.json", study)
     shown = module.block(tmp_path / "run-2" / "results", tmp_path / "tiny")  # a study's numbers, the first command's minutes
     assert "(profile `tiny`, 2 seeds" in shown and "of the profile `study`, seed 2:" in shown and "| SFT |" in shown
+    write_json(tmp_path / "study" / "manifest.json", manifest | {"profile": "study-1"})
+    module.take([tmp_path / "study", tmp_path / "run-2"], "seeds of one study")
+    assert read_json(tmp_path / "study" / "manifest.json")["profile"] == read_csv(tmp_path / "reruns.csv")[2]["profile"] == "study"
     write_json(tmp_path / "run-2" / "manifest.json", manifest | {"profile_hash": "another"})
     with pytest.raises(UserError, match="not parts of one study"):
         module.take([tmp_path / "study", tmp_path / "run-2"], "a mixture")

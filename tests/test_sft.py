@@ -125,17 +125,38 @@ def test_a_training_killed_while_it_saves_goes_on_from_the_checkpoint_before(run
     assert len(picked) == 2 and (out / "processor_config.json").exists()
 
 
-def test_each_signal_of_a_launcher_asks_for_a_checkpoint():
+@pytest.fixture
+def handlers():
+    """Signal handlers are put back."""
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
-    try:
-        for number in numbers:
-            stop = common.StopOnTerm()
-            os.kill(os.getpid(), number)
-            assert stop.asked
-    finally:
-        for number, handler in zip(numbers, before):
-            signal.signal(number, handler)
+    yield numbers
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler)
+
+
+def test_each_signal_of_a_launcher_asks_for_a_checkpoint(handlers):
+    for number in handlers:
+        stop = common.StopOnTerm()
+        os.kill(os.getpid(), number)
+        assert stop.asked
+
+
+def test_a_signal_that_comes_while_the_ranks_agree_is_not_lost(handlers, monkeypatch):
+    """It is answered at the next step: ranks that wait for a slow one are mostly there when the signal comes."""
+    stop, told = common.StopOnTerm(), []
+
+    def agree(mine: list[bool]) -> list[bool]:
+        told.append(mine)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return mine + [False]
+
+    monkeypatch.setattr(common, "gather_object", agree)
+    for wanted in (None, True):
+        control = SimpleNamespace(should_save=None, should_training_stop=None)
+        stop.on_step_end(None, None, control)
+        assert control.should_save is wanted and control.should_training_stop is wanted
+    assert told == [[False], [True]]
 
 
 @pytest.mark.parametrize("kind, many, cards, zero, world", [

@@ -174,8 +174,7 @@ class StopOnTerm(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.asked = any(gather_object([self.asked]))  # all ranks stop after the same step
-        if self.asked:
+        if any(gather_object([self.asked])):  # all ranks stop after the same step; only `_ask`, which may run meanwhile, writes `asked`
             control.should_save = control.should_training_stop = True
 
 
