@@ -14,7 +14,7 @@ from drawings import UNDRAWN, why
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import sha256_text, write_json
 from stages import stages
-from tables import FAIL, FIGURES, NOT_RUN, PAPER, NotRun, Run, figure_of, number, select
+from tables import FAIL, FIGURES, NOT_RUN, PAPER, STUDY, NotRun, Run, figure_of, number, select
 
 MATCH, TREND, DIFFERS, FAIL_AS_PAPER = "MATCH", "TREND", "DIFFERS", "FAIL-AS-PAPER"
 VERDICTS = (MATCH, TREND, DIFFERS, FAIL_AS_PAPER, NOT_RUN)
@@ -42,6 +42,10 @@ class Source:
         for row in self.tables[3]:  # the paper counts no decisions, but both models saw the same videos
             wall = number(row.get("wall_s"))
             row["wall_per_decision"] = "" if wall is None else wall / (number(row.get("decisions")) or 1)
+        self.tables["sweep"] = sweep = run.rows("threshold_sweep.csv")
+        for row in sweep:
+            alike = [value for other in select(sweep, seed=row["seed"], domain=row["domain"]) if (value := number(other["pauc"])) is not None]
+            row["best"] = int(number(row["pauc"]) == max(alike, default=0))
 
     def values(self, table: int | str, column: str, filters: Mapping) -> tuple[dict, bool, float | None]:
         """({seed: value}, did a run FAIL, sample size of accuracies); a FAIL without a number is NaN."""
@@ -69,12 +73,12 @@ class Source:
         sizes = [number(row.get("n")) for row in rows]
         return found, failed, sum(sizes) / len(set(found)) if all(sizes) else None
 
-    def _log(self, column: str, model: str) -> dict[str, float]:
-        """Means over all steps of a training log, train_<model>_seed<k>.csv."""
+    def _log(self, column: str, model: str, quarter: int = 0) -> dict[str, float]:
+        """Means over all steps (or one quarter of them, 1 to 4) of a training log, train_<model>_seed<k>.csv."""
         found = {}
         for seed in map(str, self.run.manifest.get("seeds", [])):
             steps = [v for row in self.run.rows(f"train_{model}_seed{seed}.csv") if (v := number(row.get(column))) is not None]
-            if steps:
+            if steps := [v for k, v in enumerate(steps) if not quarter or 4 * k // len(steps) + 1 == quarter]:
                 found[seed] = statistics.mean(steps)
         if not found:
             raise NotRun(f"no training log of {model}: {column}")
@@ -95,7 +99,7 @@ class Source:
 
 
 def _functions(lookup: Callable) -> dict[str, Callable]:
-    tables = {**{f"t{k}": k for k in range(2, 8)}, "f5": "f5", "log": "log", "silence": "silence"}
+    tables = {**{f"t{k}": k for k in range(2, 8)}, "f5": "f5", "log": "log", "silence": "silence", "sweep": "sweep"}
     return {name: lambda column, _of=of, **filters: lookup(_of, column, filters) for name, of in tables.items()}
 
 

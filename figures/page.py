@@ -70,8 +70,8 @@ def asked(profile: str, seeds: list[int]) -> str:
 def sources(claim: dict) -> list[str]:
     """The drawings whose files a claim's numbers stand in: those of its rule, then those of the experiments that explain it."""
     because = next((one.get("because", ()) for one in claims.read_claims() if one["id"] == claim["id"]), ()) if claim["explained"] else ()
-    found = re.findall(r"\b(?:[tf]\d|silence|log)(?=\()", " ".join([claim["rule"], *(text for one in because for text in one["values"])]))
-    return list(dict.fromkeys({"t": "tab", "f": "fig"}[name[0]] + name[1] if name[1:].isdigit() else {"silence": "ours3", "log": "log"}[name] for name in found))
+    found = re.findall(r"\b(?:[tf]\d|silence|sweep|log)(?=\()", " ".join([claim["rule"], *(text for one in because for text in one["values"])]))
+    return list(dict.fromkeys({"t": "tab", "f": "fig"}[name[0]] + name[1] if name[1:].isdigit() else {"silence": "ours3", "sweep": "ours1", "log": "log"}[name] for name in found))
 
 
 def of_claim(claim: dict) -> str:

@@ -89,7 +89,7 @@ def dialogue(shown: Dialogue, most: int = 40) -> HTML:
     for _, run in groupby(enumerate(events), key=lambda event: -1 if event[1][1] == "silent" else event[0]):
         (when, who, text), *rest = [event for _, event in run]
         rows.append((f"{when} to {rest[-1][0]}", who, f"{text} x {len(rest) + 1}") if rest else (when, who, text))
-    return HTML(PARTS.dialogue(shown.id, rows[:most], COLOR))
+    return HTML(PARTS.dialogue(shown.id, rows[:most], COLOR, style.INK))
 
 
 def tokens(encoder, encoded, most: int = 400) -> HTML:

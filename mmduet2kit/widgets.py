@@ -189,7 +189,7 @@ def pushed(rollouts: "Sequence[Rollout]", pushes: Mapping[str, float], tokenizer
         runs = [[t for t, _ in run] for sampled, run in groupby(zip(r.completion, r.mask), lambda pair: pair[1]) if sampled]
         for row, run in zip(rows, runs):
             signed = " ".join("-0+"[way + 1] + tokenizer.decode([token]) for token in run)
-            row[name] = Markup('<span style="color:{}">{}</span>').format(show.MARKS[way][1], signed)
+            row[name] = Markup('<span style="background:#fff;color:{}">{}</span>').format(show.MARKS[way][1], signed)
     return show.table(rows, "Tokens of the highest and the lowest advantage: + is pushed up (made likelier), - down, 0 neither", len(rows))
 
 

@@ -249,6 +249,21 @@ def test_what_differs_is_explained_by_the_runs_own_experiments(results, tmp_path
     assert not any(entry["explained"] for entry in held if entry["verdict"] != "DIFFERS")
 
 
+def test_whatever_differs_in_the_committed_run_is_explained():
+    assert [entry["id"] for entry in claims.judge_all(claims.STUDY) if entry["verdict"] == "DIFFERS" and not entry["explained"]] == []
+
+
+def test_explanations_read_parts_of_a_training_and_the_baselines_thresholds(tmp_path):
+    write_json(tmp_path / "manifest.json", {"seeds": [1], "profile": "study"})
+    write_csv(tmp_path / "train_rl_seed1.csv", [{"step": k, "reply_turns": k} for k in range(8)])
+    write_csv(tmp_path / "threshold_sweep.csv", [{"seed": 1, "domain": domain, "threshold": at, "pauc": pauc, "chosen": int(at == 0.2)}
+                                                 for domain, paucs in (("WEB", (5, 20, 30)), ("EGO", (9, 7, ""))) for at, pauc in zip((0.1, 0.2, 0.3), paucs)])  # fmt: skip
+    source = claims.Source(claims.Run(tmp_path))
+    assert [source.values("log", "reply_turns", {"model": "rl", "quarter": k})[0]["1"] for k in range(5)] == [3.5, 0.5, 2.5, 4.5, 6.5]
+    assert [source.values("sweep", "pauc", {"domain": "WEB", one: 1})[0]["1"] for one in ("chosen", "best")] == [20, 30]
+    assert [source.values("sweep", "threshold", {"domain": "EGO", one: 1})[0]["1"] for one in ("chosen", "best")] == [0.2, 0.1]
+
+
 def test_explanations_decide_nothing(tmp_path):
     text = (claims.FIGURES / "claims.yaml").read_text()
     path = tmp_path / "claims.yaml"

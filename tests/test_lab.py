@@ -30,6 +30,22 @@ pytestmark = [pytest.mark.all_only, pytest.mark.skipif(bool(MISSING), reason=f"N
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"},  # else cells out of sight are not in the page
             "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}  # fmt: skip
 
+FAINT = """() => {  // texts of our output whose letters have less than 4.5 to 1 on their ground (WCAG 2, 1.4.3)
+    const numbers = color => color.match(/[\\d.]+/g).map(Number);
+    const light = color => [0.2126, 0.7152, 0.0722].reduce((sum, weight, k) => {
+        const c = numbers(color)[k] / 255;
+        return sum + weight * (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    }, 0);
+    const ground = one => {
+        const color = getComputedStyle(one).backgroundColor, seen = numbers(color)[3] ?? 1;
+        return seen > 0.99 || !one.parentElement ? color : ground(one.parentElement);
+    };
+    return [...document.querySelectorAll(".jp-OutputArea .jp-RenderedHTMLCommon *")]
+        .filter(one => one.checkVisibility() && [...one.childNodes].some(child => child.nodeType == 3 && child.data.trim()))
+        .map(one => [light(getComputedStyle(one).color), light(ground(one)), one.innerText.slice(0, 40)])
+        .filter(([a, b]) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5);
+}"""
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
@@ -103,6 +119,11 @@ class Book:
             pytest.fail(f"{name} did not end within {limit} s")
         self.errors = page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
 
+    def theme(self, name):
+        for item in ("Settings", "Theme", name):
+            self.page.locator(".lm-MenuBar-itemLabel, .lm-Menu-itemLabel").get_by_text(item, exact=True).click()
+        self.page.wait_for_selector(f"body[data-jp-theme-name='{name}']")
+
     def cell(self, text):
         """The cell with this in its code."""
         found = self.page.locator(".jp-CodeCell").filter(has=self.page.locator(".cm-content", has_text=text))
@@ -167,6 +188,12 @@ def open_book(lab, browser, capsys):
         assert book.errors == []
         alts = page.locator(".jp-OutputArea img").evaluate_all("all => all.map(one => one.alt)")
         assert all(len(alt) > 20 for alt in alts)
+        assert page.evaluate(FAINT) == []
+        book.theme("JupyterLab Dark")
+        page.screenshot(path=SHOTS / f"{number}_dark.png")
+        faint = page.evaluate(FAINT)
+        book.theme("JupyterLab Light")
+        assert faint == []
         return book
 
     yield open_
