@@ -13,8 +13,8 @@ TITLE = "Figure 1. Proactive dialogues: one question (1QnA), many questions (nQn
 MOST_FRAMES, WRAP, LINE = 10, 94, 0.125  # frames; letters a line; inches a line
 # By the first letter of an event's label: colour, marker, name, height on the timeline.
 KINDS = {
-    "Q": (style.ORANGE, "v", "the user asks", 1.5),
-    "I": (style.PURPLE, "D", "immediate answer", 1.5),
+    "Q": (style.ORANGE, "v", "the user asks", 1.72),
+    "I": (style.PURPLE, "D", "immediate answer", 1.22),
     "A": (style.FOREST, "s", "gold span of an answer", 0.5),
 }
 
@@ -104,11 +104,10 @@ def timeline(axes, folder, kind, dialogue, found):
         else:
             beside = any(other["label"][0] == "Q" and other["start"] == start for other in found) and label[0] == "I"
             axes.plot([start, start], [0, 2], color=color, linestyle="" if beside else ":", linewidth=1)
-            place = start + 0.07 * duration * beside  # an answer stands to the right of its question
-            axes.plot(place, height, marker=marker, color=color, markersize=5.5, clip_on=False)
-            axes.text(place + 0.012 * duration, height, label, color=color, va="center", weight="bold")
+            axes.plot(start, height, marker=marker, color=color, markersize=5.5, clip_on=False)
+            axes.text(start + 0.012 * duration, height, label, color=color, va="center", weight="bold")
     axes.set(
-        xlim=(0, duration), ylim=(0, 4), yticks=[0.5, 1.5, 3.1], yticklabels=["gold spans", "said at once", "video"], xlabel="video time, s"
+        xlim=(0, duration), ylim=(0, 4), yticks=[0.5, 1.5, 3.1], yticklabels=["gold spans", "asked,\nanswered\nat once", "video"], xlabel="video time, s"
     )
     axes.tick_params(left=False)
     axes.set_title(kind, loc="left", weight="bold")

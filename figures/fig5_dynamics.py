@@ -51,7 +51,7 @@ def draw(run):
     left = (f"Duplicates: {gone} point{'s' * (gone > 1)} left out where fewer than {tables.MIN_MULTI_SPANS} gold spans can have more than one "
             "reply (Table 2's rule); the csv has them.") if gone else ""  # fmt: skip
     theirs = "" if run.smoke else "The paper's: steps 180 and 450 of 489."
-    drawings.source(figure, run.line(rows), f"Dotted: stage changes on [{domains[0]}].", theirs, left)
+    drawings.source(figure, run.line(rows, "thick: mean of those that have a figure, thin: each"), f"Dotted: stage changes on [{domains[0]}].", theirs, left)
     seeds = len({row["seed"] for row in rows})
     return figure, f"Three panels over RL steps, {seeds} seed{'s' if seeds > 1 else ''}: {'; '.join(said)}. {left}".strip(), rows
 

@@ -31,12 +31,12 @@ def draw(run):
                           **{key: round(mean(float(row[key]) for row in of), 2) for key in ("reply_turns", "pauc")}})  # fmt: skip
         for axes, key in zip(panels, ("reply_turns", "pauc")):
             axes.plot([odds(row) for row in mine], [float(row[key]) for row in mine], look["marker"], color=look["color"],
-                      alpha=0.4, markersize=3)  # fmt: skip
+                      alpha=0.4, markersize=3, clip_on=False)  # fmt: skip
             line = sorted((one["odds"], one[key]) for one in shown if one["sft_interval"] == interval)
-            axes.plot(*zip(*line), **look, markersize=5, label=f"SFT at {interval:g} s")
+            axes.plot(*zip(*line), **look, markersize=5, clip_on=False, label=f"SFT at {interval:g} s")
     for axes, title in zip(panels, ("replies a video, [WEB]", "PAUC, 0 to 100, [WEB]")):
-        axes.set(title=title, xlabel="NO REPLY turns an answer,\ntimes their weight", xscale="log")
-        axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")  # matplotlib's is mathtext
+        axes.set(title=title, xlabel="NO REPLY turns an answer,\ntimes their weight (log scale)", xscale="log")
+        axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5, 7)), minor_locator=NullLocator(), major_formatter="{x:g}")  # matplotlib's is mathtext
         axes.margins(y=0.1)
         axes.set_ylim(0, None)
     panels[1].axhline(25, color=style.GREY, linewidth=0.8, linestyle="--", label="PAUC of silence")
@@ -44,7 +44,7 @@ def draw(run):
     told = "; ".join(f"{one['sft_interval']:g} s, weight {one['no_reply_weight']:g} (odds {one['odds']:.1f}): {one['reply_turns']:.1f} "
                      f"replies, PAUC {one['pauc']:.1f}" for one in shown)  # fmt: skip
     test = float(rows[0]["test_interval"])
-    drawings.source(figure, run.line(rows), f"Tested at {test:g} s a frame; pale marks: each seed.")
+    drawings.source(figure, run.line(rows, "large marks: mean"), f"Tested at {test:g} s a frame; pale marks: each seed.")
     return figure, f"Tested at {test:g} s, mean over seeds (small marks: each seed). {told}.", shown
 
 

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 import claims
 from artifact import artifact_table
 from mmduet2kit.files import read_json, write_atomic
+from mmduet2kit.progress import telling
 from mmduet2kit.report import scripts
 from tables import FIGURES, SMOKE, TEMPLATES, Run
 
@@ -32,7 +33,7 @@ def write_report(run_dir: Path | str) -> Path:
     run = Run(run_dir / "results")
     verdicts = read_json(claims.write_claims(run.data, run_dir / "claims.json"))
     tables, figures = [], []
-    for name, script in scripts().items():
+    for name, script in telling("drawn", found := scripts().items(), len(found)):
         paths = {path.suffix: path for path in script.draw(run.data, run_dir / "figures")}
         if hasattr(script.draw, "table"):
             tables.append((name, script.draw.table(run.data)))

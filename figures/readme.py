@@ -10,6 +10,7 @@ blocks or the drawings are not what the scripts make of figures/data/study.
 import argparse
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,7 @@ def block(data: Path = DATA, default: Path = DEFAULT) -> str:
     """
     run = Run(data)
     apart = run.profile.partition("-")[0] != "tiny" and (default / "manifest.json").exists()
-    return "\n".join([*_minutes(Run(default) if apart else run), *([_took(run), ""] if apart else []), *_numbers(run)]) + "\n"
+    return "\n".join([*_minutes(Run(default) if apart else run, "A run of the first command" if apart else "The committed run"), *([_took(run), ""] if apart else []), *_numbers(run)]) + "\n"
 
 
 def _stages(run: Run) -> tuple[dict[str, float], dict[str, float]]:
@@ -70,14 +71,14 @@ def _took(run: Run) -> str:
             f"{', '.join(map(str, seeds))}: {minutes / len(seeds):.0f} minutes a seed on {run.manifest['cores']} cores.")
 
 
-def _minutes(run: Run) -> list[str]:
+def _minutes(run: Run, what: str) -> list[str]:
     minutes, memory = _stages(run)
     upto = sum(m for name, m in minutes.items() if name <= "06_evaluation")
     set_up = run.manifest.get("set_up_minutes")
     set_up = f"after {set_up:.1f} minutes of set-up, " if set_up else ""
     seeds = len(run.manifest["seeds"])
     lines = [
-        f"The committed run (profile `{run.profile}`, {seeds} seed{'s' * (seeds > 1)}, {run.manifest['cores']} cores, "
+        f"{what} (profile `{run.profile}`, {seeds} seed{'s' * (seeds > 1)}, {run.manifest['cores']} cores, "
         f"{run.manifest['cpu']}; failed attempts counted) took {sum(minutes.values()):.0f} minutes, {upto:.0f} of them to "
         f"Table 2 and Figure 5, {set_up}and at most {max(memory.values()):.1f} GB of memory.",
         "",
@@ -90,22 +91,25 @@ def _minutes(run: Run) -> list[str]:
 
 def _numbers(run: Run) -> list[str]:
     lines = ["PAUC / reply duplicates (percent) / seconds after the onset on its test videos: WEB (scene after scene), EGO (long, a "
-              "moving camera), TV (subtitles arrive as user turns), VAD (a static camera, one rare event). Silence has a PAUC of 25.", ""]
+              "moving camera), TV (subtitles arrive as user turns), VAD (a static camera, one rare event). Silence has a PAUC of 25. Means of the "
+             "seeds that have a figure, of PAUC with the deviation.", ""]
     lines += ["| | WEB | EGO | TV | VAD |", "|---|---|---|---|---|"]
     rows = run.rows("table2.csv")
     for model, name in NAMES.items():
-        cells = [_cell([r for r in rows if (r["model"], r["domain"]) == (model, d)]) for d in ("WEB", "EGO", "TV", "VAD")]
+        cells = [_cell([r for r in rows if (r["model"], r["domain"]) == (model, d)], spread=True) for d in ("WEB", "EGO", "TV", "VAD")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, "", "-: fewer than 10 gold spans have more than one reply. FAIL: a reply at more than 90 percent of the turns."]
 
 
-def _cell(rows: list[dict]) -> str:
+def _cell(rows: list[dict], spread: bool = False) -> str:
     if not rows or any(row["status"] != "ok" for row in rows):
         return rows[0]["status"] if rows else "NOT RUN"
     means = []
     for key in ("pauc", "duplicate", "latency_s"):
         values = [value for row in rows if (value := figure_of(row, key)) is not None]
-        means.append(f"{sum(values) / len(values):.1f}" if values else "-")
+        means.append(f"{statistics.mean(values):.1f}" if values else "-")
+        if spread and key == "pauc" and len(values) > 1:
+            means[-1] += f" ± {statistics.stdev(values):.1f}"
     return " / ".join(means)
 
 
@@ -226,11 +230,11 @@ def take(runs: list[Path], reason: str) -> None:
 
 
 def draw() -> None:
-    """The figures as SVG with their alt texts and the tables as Markdown, for those who only look."""
+    """The figures as SVG with their alt texts, the tables as Markdown, the data of both: for those who only look."""
     shutil.rmtree(DRAWN, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         for path in redraw(DATA, folder):
-            if path.suffix in (".svg", ".txt", ".md", ".json"):
+            if path.suffix in (".svg", ".txt", ".md", ".json", ".csv"):
                 write_atomic(DRAWN / path.name, path.read_bytes())
 
 

@@ -61,12 +61,12 @@ class Run:
             raise NotRun(f"{name} is missing or empty")
         return found
 
-    def line(self, rows: Sequence[Mapping] = ()) -> str:
-        """Where a drawing comes from: profile and seeds."""
+    def line(self, rows: Sequence[Mapping] = (), many_are: str = "mean ± deviation") -> str:
+        """Where a drawing comes from: profile and seeds; what it shows of several."""
         seeds = sorted({str(row["seed"]) for row in rows if row.get("seed")}, key=number)
         many = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
         of = f", {many} ({', '.join(seeds)})" if seeds else ""
-        return f"Kit: profile {self.profile}{of}" + (", mean ± deviation." if len(seeds) > 1 else ".")
+        return f"Kit: profile {self.profile}{of}" + (f", {many_are}." if len(seeds) > 1 else ".")
 
 
 def number(text) -> float | None:

@@ -10,6 +10,8 @@ from types import ModuleType
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from .progress import telling
+
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 PAPER, STUDY = FIGURES / "data" / "paper", FIGURES / "data" / "study"  # the paper's numbers, the committed run's
 TINY = FIGURES / "data" / "tiny"  # manifest of the committed run of tiny
@@ -32,7 +34,8 @@ def redraw(data: Path | str, out: Path | str) -> list[Path]:
 
     Two runs over the same files write the same bytes. Missing input gives drawings that say NOT RUN.
     """
-    paths = [path for script in scripts().values() for path in script.draw(Path(data), Path(out))]
+    found = scripts().values()
+    paths = [path for script in telling("drawn", found, len(found)) for path in script.draw(Path(data), Path(out))]
     return [*paths, script("claims").write_claims(data, Path(out) / "claims.json")]
 
 

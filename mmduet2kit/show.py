@@ -216,6 +216,6 @@ def row(parts: Sequence[HTML]) -> HTML:
 
 def check(answer, expected, hint: str) -> None:
     """Say how an exercise's answer stands; never an error, so that no exercise stops a run."""
-    near = isinstance(answer, float) and not isinstance(expected, str) and abs(answer - expected) < 0.005
+    near = all(isinstance(one, int | float) for one in (answer, expected)) and abs(answer - expected) < 0.005
     wrong = "Replace None by your answer, and run the cell again" if answer is None else f"Not yet: {answer!r}. Hint: {hint}"
-    print("Right." if near or answer == expected else f"{wrong}.")
+    print("Right." if near or str(answer) == str(expected) else f"{wrong}.")

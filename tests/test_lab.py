@@ -122,7 +122,7 @@ class Book:
     def theme(self, name):
         for item in ("Settings", "Theme", name):
             self.page.locator(".lm-MenuBar-itemLabel, .lm-Menu-itemLabel").get_by_text(item, exact=True).click()
-        self.page.wait_for_selector(f"body[data-jp-theme-name='{name}']")
+        self.page.wait_for_selector(f"body[data-jp-theme-name='{name}']", state="attached")
 
     def cell(self, text):
         """The cell with this in its code."""
