@@ -109,7 +109,7 @@ def check(folder: Path | None, corpus: str | None) -> None:
     """The readers and what each was written from; for a folder: records read, left out and why, videos that are there."""
     if folder is None:
         for one in READERS.values():
-            print(f"{one.name:<17} {one.seen:<11} reads {one.files}\n{'':<17} from {one.source}\n{'':<17} licence: {one.licence}; access: {one.access}")
+            print(f"{one.name:<17} {one.seen:<11} reads {one.files}\n{'':<17} fields: {one.fields}\n{'':<17} from {one.source}\n{'':<17} licence: {one.licence}; access: {one.access}")
         print("SEEN: a data file or the owners' code was read; DOCUMENTED: their documentation; UNVERIFIED: neither, claims nothing.")
         return
     if corpus is None or not folder.is_dir():
@@ -128,6 +128,8 @@ def check(folder: Path | None, corpus: str | None) -> None:
     print(f"videos that are there: {there} of {counts['read']}")
     for reason, many in reasons.most_common(5):
         print(f"left out, {many} times: {reason}")
+    if not counts["read"]:
+        raise UserError(f"{folder} holds no record of {corpus} that can be read ({READERS[corpus].files}): give the folder of its files.")
 
 
 def build_dataset(args) -> None:
@@ -152,9 +154,9 @@ def build_dataset(args) -> None:
     left = lambda made, seen: say(made, made + (total - seen) // args.shard[1])  # noqa: E731 - of what this call makes
     shards = build_corpus(plan, annotator, judge, clips, args.folder, out, part=args.shard, workers=args.workers, progress=left)
     if not shards:
-        raise UserError(f"{args.folder} holds no videos ({', '.join(VIDEOS)}): give their folder.")
+        raise UserError(f"{args.folder} holds no {args.corpus or 'videos'} ({READERS[args.corpus].files if args.corpus else ', '.join(VIDEOS)}): give their folder.")
     for one in (one for one in endpoints if one.counts):
-        print(one.told(getattr(annotator, "counts", Counter())["questions"]))
+        print(one.told(endpoints[0].paid()["questions"]))
     missing = sum(not shard.is_dir() for shard in shards)
     if missing:
         print(f"{len(shards) - missing} of {len(shards)} shards are there; the dataset is put together when the other parts are done.")

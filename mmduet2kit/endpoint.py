@@ -8,12 +8,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from .errors import UserError
+from .errors import UserError, whole_number
 
 TOKENS = ("prompt_tokens", "completion_tokens")
 
@@ -21,14 +22,15 @@ TOKENS = ("prompt_tokens", "completion_tokens")
 class Endpoint:
     """url: the endpoint's base, to which /chat/completions is added; `who` and `variable` name it in what is said to the user.
 
-    cache: a file in which answers are kept by their key, so that a killed run pays for none of them twice. per_minute: at most so
-    many requests (0: as many as `parallel` threads put). `counts`: asked, from_cache, prompt_tokens, completion_tokens, unparsed,
-    failed.
+    cache: a file in which answers are kept by their key, so that a killed run pays for none of them twice, and what was paid for
+    them. per_minute: at most so many requests (0: MMDUET2_PER_MINUTE, else as many as `parallel` threads put). `counts`, of this
+    process: asked, from_cache, prompt_tokens, completion_tokens, unparsed, failed.
     """
 
     def __init__(self, who: str, variable: str, url: str | None, model: str | None, cache: Path | str, *, parallel: int = 16,
                  timeout_s: float = 60.0, attempts: int = 4, longest_wait_s: float = 20.0, per_minute: float = 0):  # fmt: skip
-        self.who, self.variable, self.parallel, self.every = who, variable, parallel, 60 / per_minute if per_minute else 0.0
+        self.who, self.variable, self.parallel = who, variable, parallel
+        self.every = 60 / rate if (rate := per_minute or whole_number("MMDUET2_PER_MINUTE")) else 0.0  # s between two requests
         self.url = (url or os.environ.get("OPENAI_BASE_URL", "")).rstrip("/")
         self.model = model or os.environ.get(variable, "")
         if not self.url or not self.model:
@@ -40,7 +42,6 @@ class Endpoint:
         self.retry = dict(stop=stop_after_attempt(attempts), retry=retry_if_exception(_may_pass), reraise=True,
                           wait=wait_random_exponential(multiplier=0.5, max=longest_wait_s))  # fmt: skip
         self.lock, self.counts, self.settled, self.next, self.cache, self.store = threading.Lock(), Counter(), Counter(), 0.0, cache, None
-        self.seconds = 0.0  # that the work took in which it was asked
         self._kept("select 1")
 
     def ask(self, key: str, messages: list[dict], parse: Callable[[str], str | None], **options) -> str | None:
@@ -50,50 +51,59 @@ class Endpoint:
         """
         with self.lock:
             row = self._kept("select answer from answers where key = ?", key)
-            self.counts["from_cache" if row else "asked"] += 1
-        if row:
-            return row[0]
+            if row:
+                self.counts["from_cache"] += 1
+                return row[0]
         try:
             for attempt in Retrying(**self.retry):
                 with attempt:
                     text, usage = self._post({"model": self.model, "messages": messages, "temperature": 0.0, "max_tokens": 2048} | options)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError):
-            return self.count("failed")
+            self.count(asked=1, failed=1)
+            many = (self.counts - self.settled)["failed"] >= self.parallel  # not hours of waiting for what does not answer
+            return self.settle() if many else None
+        self.count(asked=1, **({k: v for k, v in usage.items() if k in TOKENS and isinstance(v, int)} if isinstance(usage, dict) else {}))
         answer = parse(text)
+        if answer is None:
+            return self.count(unparsed=1)
         with self.lock:
-            if isinstance(usage, dict):
-                self.counts.update({k: v for k, v in usage.items() if k in TOKENS and isinstance(v, int)})
-            if answer is not None:
-                self._kept("insert or replace into answers values (?, ?)", key, answer)
-                return answer
-        return self.count("unparsed")
+            self._kept("insert or replace into answers values (?, ?)", key, answer)
+        return answer
+
+    def paid(self) -> Counter:
+        """What `counts` counts and the seconds of `settle`, of all processes that shared the cache, this one's `from_cache` with them."""
+        with self.lock:
+            (told,) = self._kept("select json_group_object(name, much) from paid")
+        return Counter(json.loads(told) | {"from_cache": self.counts["from_cache"]})
 
     def told(self, videos: int) -> str:
         """What was asked and paid for, tokens a second of the work in which it was asked and, `videos` having been paid for, the paper's."""
-        tokens, text = sum(self.counts[name] for name in TOKENS), f"{self.who}: " + ", ".join(f"{k} {n}" for k, n in sorted(self.counts.items()) if n)
-        if not tokens or not videos:
+        tokens, seconds = sum((paid := self.paid())[name] for name in TOKENS), paid.pop("seconds", 0)
+        text = f"{self.who}: " + ", ".join(f"{k} {n}" for k, n in sorted(paid.items()) if n)
+        if not tokens or not videos or not seconds:
             return text
-        much, hours = tokens / videos * 52_000 / 1e6, self.seconds / videos * 52_000 / 3600
-        return f"{text}; {tokens / self.seconds:.0f} tokens/s; 52,000 videos (paper, section 3) so: {much:.3g} million tokens, {hours:.3g} h"
+        much, hours = tokens / videos * 52_000 / 1e6, seconds / videos * 52_000 / 3600
+        return f"{text}; {tokens / seconds:.0f} tokens/s; 52,000 videos (paper, section 3) so: {much:.3g} million tokens, {hours:.3g} h"
 
     def settle(self, seconds: float = 0.0) -> None:
         """UserError where more than a fifth of what was asked since the last call failed: what would be made of that had holes for ever.
 
         seconds: that the work took since then.
         """
-        self.seconds += seconds
+        seconds and self.count(seconds=seconds)
         since, self.settled = self.counts - self.settled, Counter(self.counts)
         if since["failed"] > since["asked"] / 5:
             raise UserError(f"{self.url} gave the {self.who} no answer to {since['failed']} of {since['asked']} questions: "
                             "see that it is up, and start again; what it answered is kept.")  # fmt: skip
 
-    def _kept(self, what: str, *values: str) -> tuple | None:
+    def _kept(self, what: str, *values: str | float) -> tuple | None:
         """A row of the cache, which ranks share; where it cannot be used (a lock that stays, a full or read-only disk), of one in memory."""
         for place in (self.cache, ":memory:"):
             try:
                 if self.store is None:
                     self.store = sqlite3.connect(place, check_same_thread=False, timeout=120)
-                    self.store.execute("create table if not exists answers (key text primary key, answer text)")
+                    for table in "answers (key text primary key, answer text)", "paid (name text primary key, much)":
+                        self.store.execute(f"create table if not exists {table}")
                 with self.store:
                     return self.store.execute(what, values).fetchone()
             except sqlite3.OperationalError as error:
@@ -115,10 +125,12 @@ class Endpoint:
         said = json.loads(reply.text)
         return str(said["choices"][0]["message"]["content"]), said.get("usage")
 
-    def count(self, what: str) -> None:
-        """One more of what `counts` has under that name."""
+    def count(self, **more: float) -> None:
+        """So much more of what `counts` has under these names."""
         with self.lock:
-            self.counts[what] += 1
+            self.counts.update(more)
+            self._kept(f"insert into paid values {', '.join(['(?, ?)'] * len(more))} on conflict (name) do update set much = much + excluded.much",
+                       *chain(*more.items()))  # fmt: skip
 
 
 def _may_pass(error: BaseException) -> bool:

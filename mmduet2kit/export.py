@@ -6,7 +6,6 @@ and appears whole or not at all, so that memory stays flat and a killed export g
 
 import io
 import json
-import os
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from .corpus.build import Dataset, read_index
 from .corpus.dialogues import frame_count
 from .dialogue import Dialogue, Turn, from_rl_row, from_sft_row, to_sft_row
 from .errors import UserError
-from .files import STAMP, Lines, made_for, read_json, sha256_text
+from .files import STAMP, Lines, halfway, made_for, read_json, sha256_text
 from .progress import lines, side_by_side
 from .report import script
 
@@ -81,18 +80,14 @@ def write_shard(folder: Path, form: str, job: tuple[str, Path, int, Path]) -> No
     kind, source, start, path = job
     if path.exists():
         return
-    dataset, rows, half = Dataset(folder), rows_of(source), path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset, rows = Dataset(folder), rows_of(source)
     try:
-        with parquet.ParquetWriter(half, FEATURES[kind].arrow_schema) as writer:
+        with halfway(path) as half, parquet.ParquetWriter(half, FEATURES[kind].arrow_schema) as writer:
             for at in range(start, min(start + ROWS, len(rows)), GROUP):
                 some = [published(dataset, kind, row, form) for row in rows[at : min(at + GROUP, start + ROWS)]]
                 writer.write_table(pa.Table.from_pylist(some, schema=FEATURES[kind].arrow_schema))
-        os.replace(half, path)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{source}, rows from {start + 1} on, cannot be exported ({type(error).__name__}: {error}): make the dataset anew.") from None
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def export(folder: Path, out: Path | None, form: str, workers: int) -> Path:

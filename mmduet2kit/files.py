@@ -8,6 +8,7 @@ import os
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
@@ -16,15 +17,25 @@ SAMPLED = 262_144  # bytes: files up to twice as large, as subtitles are, are re
 STAMP = "made_for.txt"
 
 
-def write_atomic(path: Path | str, data: str | bytes) -> Path:
-    """Write `data` to `path` through a temporary file in the same folder, then rename it into place."""
+@contextmanager
+def halfway(path: Path) -> Iterator[Path]:
+    """A temporary name in the folder of `path`, to be written and then renamed to it; after an error it goes, and `path` stays as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path | str, data: str | bytes | Iterable[bytes]) -> Path:
+    """Write `data` (or its parts, one after another) to `path` through a temporary file in the same folder, then rename it into place."""
     path = Path(path)
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no ordinary file, and is not written over: give another name.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
-    os.replace(partial, path)
+    with halfway(path) as partial, open(partial, "wb") as into:
+        into.writelines([data.encode(errors="backslashreplace")] if isinstance(data, str) else [data] if isinstance(data, bytes) else data)
     return path
 
 
@@ -56,7 +67,7 @@ def read_json(path: Path | str):
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping]) -> Path:
     """Write one JSON object a line."""
-    return write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return write_atomic(path, ((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace") for row in rows))
 
 
 def read_jsonl(path: Path | str) -> list[dict]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .corpus.video import FilterLedger
 from .errors import UserError
-from .files import STAMP, each_row, is_made_for, read_json, sha256_text, write_atomic, write_json
+from .files import STAMP, each_row, is_made_for, read_json, sha256_text, write_atomic, write_json, write_jsonl
 
 ROWS = re.compile(r"((sft|rl)_[\d.]+s|offline_\w+)\.jsonl")
 ALWAYS = ("offline_sft.jsonl", "dev.json", "test.json", "scenes/sft.json", "scenes/rl.json")  # what a run opens, if empty
@@ -49,9 +49,7 @@ def join_datasets(out: Path, parts: Sequence[Path]) -> Path:
         if name.endswith(".json"):
             write_json(half / name, list(rows) if name.startswith("scenes/") else _distinct(rows))
         else:
-            half.mkdir(parents=True, exist_ok=True)
-            with open(half / name, "w", encoding="utf-8", errors="backslashreplace") as into:
-                into.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_jsonl(half / name, rows)
     ledger, videos, first, every = FilterLedger(), {}, {}, {}
     (half / "frames").mkdir()
     for (label, part), index in zip(named, indices):

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from .errors import UserError
+from .errors import UserError, whole_number
 from .manifest import cores
 
 TRAININGS = ("base", "sft", "grpo")
@@ -40,10 +40,8 @@ def places(world: int) -> list[dict[str, str]]:
 
 def gpu_count() -> int:
     """GPUs of this machine; MMDUET2_GPUS says otherwise (0: keep to CPUs). No CUDA context begins in this process."""
-    if (wanted := os.environ.get("MMDUET2_GPUS")) is not None:
-        if not wanted.isdigit():
-            raise UserError(f"MMDUET2_GPUS={wanted!r} is no number of GPUs: unset it, or give 0, 1, 2, ...")
-        return int(wanted)
+    if (wanted := whole_number("MMDUET2_GPUS")) is not None:
+        return wanted
     import torch
 
     return torch.cuda.device_count()

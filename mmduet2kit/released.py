@@ -25,7 +25,7 @@ from .corpus.readers import WRONG, Bad, files, reader
 from .corpus.video import CACHE, FilterLedger, fit_size, frames, resized
 from .dialogue import NO_REPLY, Dialogue, Gold, Segment, Turn, from_sft_row, to_rl_row, to_sft_row
 from .errors import UserError
-from .files import STAMP, fingerprint, read_json, sha256_text, write_atomic, write_json
+from .files import STAMP, fingerprint, halfway, read_json, sha256_text, write_atomic, write_json
 from .progress import lines, side_by_side
 
 FORCED = re.compile(r"^I must reply( now)?\.\n")  # upstream: a prefix that SFT masks and inference forces; no part of the reply
@@ -179,7 +179,6 @@ def store(folder: Path, out: Path, tokens: int, sample: Sample) -> tuple[str, in
     films = [fingerprint(folder / place) for place in sorted({local(name) for name in sample.pictures or (sample.film,)})]
     key = sha256_text(json.dumps([sample.pictures, sample.film, sample.start, sample.end, films, tokens, CACHE]))
     cache = out / "frames" / f"{key}.npy"
-    half = cache.with_name(f".{cache.name}.{os.getpid()}.partial")
     try:
         if not cache.exists():
             images, size = [], None
@@ -190,16 +189,13 @@ def store(folder: Path, out: Path, tokens: int, sample: Sample) -> tuple[str, in
                 images.append(resized(image, size))
             if not images:
                 raise ValueError("no picture between its start and its end")
-            with open(half, "wb") as into:
+            with halfway(cache) as half, open(half, "wb") as into:
                 np.save(into, images)
-            os.replace(half, cache)
         return cache.name, len(np.load(cache, mmap_mode="r"))
     except UserError as error:
         return str(error)
     except BROKEN as error:
         return f"{type(error).__name__}: {error}"[:200]
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def build_released(samples: Iterator[Sample | Bad], folder: Path, out: Path, tokens: int, workers: int, progress: Callable[[int], None]) -> Counter:

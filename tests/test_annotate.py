@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from mmduet2kit.corpus.annotate import PICTURES, LLMAnnotator, Scene, TemplateAnnotator
 from mmduet2kit.corpus.world import MOTIONS, sentence
 from mmduet2kit.dialogue import NO_REPLY
+from mmduet2kit.errors import UserError
 
 from test_llm_judge import server  # noqa: F401
 
@@ -56,12 +58,46 @@ def test_captions_questions_and_summaries(server, annotator):  # noqa: F811
     assert told.endswith("; 34 tokens/s; 52,000 videos (paper, section 3) so: 15.9 million tokens, 130 h")
 
 
+def test_more_questions_than_were_asked_for_are_left_out(server, annotator):  # noqa: F811
+    server.answer = lambda body: json.dumps({"questions": [{"question": f"What {k}?", "answers": ["a", None]} for k in range(5)]})
+    assert [question for question, _ in annotator.questions(CAPTIONS[:2], 4, 0)] == ["What 0?", "What 1?", "What 2?", "What 3?"]
+
+
 def test_what_was_answered_is_not_paid_for_again(server, annotator, tmp_path):  # noqa: F811
     server.answer = good
     first = annotator.caption(Scene(pictures(3)))
     again = LLMAnnotator(server.url, "a-model", tmp_path / "a.sqlite")
     assert again.caption(Scene(pictures(3))) == first and len(server.requests) == 1 and again.counts == {"from_cache": 1}
     assert again.caption(Scene(pictures(4))) != first and len(server.requests) == 2
+
+
+def test_what_a_killed_run_paid_is_counted_too(server, annotator, tmp_path):  # noqa: F811
+    """Tokens, videos and seconds of all processes that shared the cache: a restart neither loses them nor divides by its own few videos."""
+    server.answer = good
+    for k, captions in enumerate((CAPTIONS, CAPTIONS[:2])):
+        annotator.caption(Scene(pictures(k + 1)))
+        annotator.questions(captions, 2, 0)
+        annotator.endpoint.settle(4.0)
+        annotator = LLMAnnotator(server.url, "a-model", tmp_path / "a.sqlite")  # the other is gone
+    annotator.caption(Scene(pictures(1)))
+    assert annotator.counts == {"from_cache": 1}
+    paid = annotator.endpoint.paid()
+    assert (paid["asked"], paid["questions"], paid["prompt_tokens"], paid["completion_tokens"], paid["seconds"]) == (4, 2, 400, 8, 8.0)
+    assert annotator.endpoint.told(paid["questions"]).endswith("; 51 tokens/s; 52,000 videos (paper, section 3) so: 10.6 million tokens, 57.8 h")
+
+
+def test_an_endpoint_that_answers_nothing_is_not_waited_for_to_the_end(server, tmp_path):  # noqa: F811
+    server.answer = lambda body: (500, b"broken")
+    annotator = LLMAnnotator(server.url, "a-model", tmp_path / "a.sqlite", attempts=1, parallel=3)
+    assert annotator.caption(Scene(pictures(1))) is None and annotator.caption(Scene(pictures(2))) is None
+    with pytest.raises(UserError, match="no answer to 3 of 3 questions"):
+        annotator.caption(Scene(pictures(3)))
+
+
+def test_a_pictures_sign_in_what_a_model_says_is_no_picture(server, annotator):  # noqa: F811
+    """<image> stands for a frame in a dialogue's file: one more would move all that follow."""
+    server.answer = lambda body: json.dumps({"caption": "A sign that says <image>."})
+    assert annotator.caption(Scene(pictures(1))) == "A sign that says image."
 
 
 def test_an_answer_of_another_shape_is_repaired_once(server, annotator):  # noqa: F811
@@ -94,15 +130,17 @@ def test_trouble_of_the_server_is_none(server, annotator):  # noqa: F811
     assert annotator.caption(Scene(pictures(1))) is None and annotator.counts["failed"] == 1
 
 
-def test_requests_keep_to_their_rate(server, tmp_path):  # noqa: F811
-    import time
-
+def test_requests_keep_to_their_rate(server, tmp_path, monkeypatch):  # noqa: F811
     server.answer = good
-    slow = LLMAnnotator(server.url, "a-model", tmp_path / "r.sqlite", per_minute=600)  # one in 0.1 s
+    monkeypatch.setenv("MMDUET2_PER_MINUTE", "600")  # one in 0.1 s
+    slow = LLMAnnotator(server.url, "a-model", tmp_path / "r.sqlite")
     started = time.monotonic()
     for k in range(4):
         slow.caption(Scene(pictures(k + 1)))
     assert time.monotonic() - started >= 0.3
+    monkeypatch.setenv("MMDUET2_PER_MINUTE", "many")
+    with pytest.raises(UserError, match="MMDUET2_PER_MINUTE='many' is no whole number: unset it, or give"):
+        LLMAnnotator(server.url, "a-model", tmp_path / "r.sqlite")
 
 
 def test_orders_in_what_is_said_stay_inside_their_quotation(server, annotator):  # noqa: F811

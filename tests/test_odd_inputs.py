@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from mmduet2kit import released  # noqa: F401 - with it all readers are registered
 from mmduet2kit.corpus import benchmarks, pipeline
 from mmduet2kit.corpus.films import write_video
 from mmduet2kit.corpus.pipeline import Plan, build_corpus, join, own_videos
@@ -124,6 +125,9 @@ def test_two_hundred_odd_files_lose_nothing_else(inputs, tmp_path, monkeypatch):
     assert not {name for name, must in wanted.items() if must is False} & through
     dropped = sum(row["in"] - row["out"] for rule, row in ledger.items() if rule.startswith(("video", "SFT")))
     assert len(through) + dropped >= len(wanted)  # who is not there is counted somewhere
+    unread = {example["item"] for rule in ("record can be read", "video decodes") for example in ledger[rule]["examples"]}
+    assert len(unread) == sum(ledger[rule]["in"] - ledger[rule]["out"] for rule in ("record can be read", "video decodes")) > 100  # by name
+    assert not unread & through
     assert all(example["reason"] for row in ledger.values() for example in row["examples"])
     for line in open(tmp_path / "out" / "sft_1s.jsonl"):
         row = json.loads(line)

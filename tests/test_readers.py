@@ -83,7 +83,7 @@ def test_the_authors_dialogues():
 def test_every_reader_says_what_it_was_written_from():
     assert len(READERS) == 9 and released
     for one in READERS.values():
-        assert one.seen in ("SEEN", "DOCUMENTED", "UNVERIFIED") and one.source and one.licence and one.access and one.files
+        assert one.seen in ("SEEN", "DOCUMENTED", "UNVERIFIED") and one.source and one.licence and one.access and one.files and one.fields
     assert READERS["mmduet2-data"].seen == "UNVERIFIED"
 
 
@@ -112,12 +112,17 @@ def test_sentences_lose_no_word_and_stand_in_order(parts):
     assert all(not text.split()[:-1] or not any(w.rstrip('"')[-1] in ".?!" for w in text.split()[:-1]) for _, _, text in found)
 
 
-def test_the_command_lists_readers_and_checks_a_folder(capsys):
+def test_the_command_lists_readers_and_checks_a_folder(tmp_path, capsys):
     assert cli.main(["data", "check"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in READERS) and "UNVERIFIED" in text
     assert cli.main(["data", "check", str(HERE / "egoexolearn"), "--corpus", "egoexolearn"]) == 0
     text = capsys.readouterr().out
     assert "1 read, 1 left out, 2 scenes" in text and "videos that are there: 0 of 1" in text and "span 5 to 4" in text
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "fine_annotation_train_en.csv").write_text("<html>Sign in</html>\n")
+    capsys.readouterr()
+    assert cli.main(["data", "check", str(tmp_path), "--corpus", "egoexolearn"]) == 2
+    assert "holds no record of egoexolearn that can be read (annotations/fine_annotation_*_en.csv" in capsys.readouterr().err
     for wrong in (["data", "check", "nowhere", "--corpus", "tarsier2"], ["data", "check", str(HERE)], ["data", "make", str(HERE)]):
         assert cli.main(wrong) == 2 and capsys.readouterr().err

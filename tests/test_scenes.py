@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmduet2kit.corpus.films import write_video
-from mmduet2kit.corpus.scenes import LONGEST, SHORTEST, between, cuts, evened, speech
+from mmduet2kit.corpus.scenes import LONGEST, SHORTEST, beside, between, cuts, evened, speech
 from mmduet2kit.corpus.video import frames
 from mmduet2kit.errors import UserError
 
@@ -53,6 +53,17 @@ def test_subtitles_beside_a_video_in_order_and_within_it(video):
     vtt = "WEBVTT\n\n" + "\n\n".join(block.partition("\n")[2].replace(",", ".") for block in SRT.strip().split("\n\n")) + "\n"
     video.with_suffix(".vtt").write_text(vtt)
     assert speech(video, 12.0) == WANTED
+
+
+def test_subtitles_are_found_by_the_videos_name_and_a_language(video):
+    """Its own name before English, English before the others; what another film is called is no language."""
+    for name in ("film.second.srt", "film.cut.long.srt", "films.srt", "film.txt"):
+        (video.parent / name).write_text(SRT)
+    assert beside(video) is None
+    for name in ("film.pt-BR.srt", "film.de.VTT", "film.en.vtt", "film.SRT"):
+        (video.parent / name).write_text(SRT)
+        assert beside(video) == video.parent / name or name == "film.de.VTT"  # .srt before .vtt
+    assert beside(video.with_name("film.cut.mp4")) is None and beside(video.with_name("films.mkv")) == video.parent / "films.srt"
 
 
 @pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])

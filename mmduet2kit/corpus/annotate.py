@@ -107,7 +107,7 @@ class LLMAnnotator:
 
         numbered = {f"scene {k}": caption for k, caption in enumerate(captions, 1)}
         found = self._ask("questions", Questions, numbered, check=fits, count=count)
-        return found and [(one.question.strip(), [" ".join(a.split()) if a else NO_REPLY for a in one.answers]) for one in found.questions]
+        return found and [(one.question.strip(), [" ".join(a.split()) if a else NO_REPLY for a in one.answers]) for one in found.questions[:count]]
 
     def summary(self, question: str, earlier: Sequence[str]) -> str | None:
         found = self._ask("summary", Answer, {"question": question, "answers until now": list(earlier)})
@@ -125,13 +125,13 @@ class LLMAnnotator:
         rejected: list[tuple[str, str]] = []
 
         def usable(text: str) -> str | None:
-            start, end = text.find("{"), text.rfind("}")
+            start, end = (text := text.replace("<image>", "image")).find("{"), text.rfind("}")  # which stands for a frame in dialogues
             try:
                 found = kind.model_validate_json(text[start : end + 1])
                 wrong = check(found)
             except ValidationError as error:
                 wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
-            rejected or self.endpoint.count(task)  # paid for now; its repair is no other
+            rejected or self.endpoint.count(**{task: 1})  # paid for now; its repair is no other
             rejected.extend([(text, wrong)] if wrong else [])
             return None if wrong else text[start : end + 1]
 
@@ -139,7 +139,7 @@ class LLMAnnotator:
         answer = self.endpoint.ask(key, messages, usable)
         if answer is None and rejected:
             text, wrong = rejected[-1]
-            self.endpoint.count("repaired")
+            self.endpoint.count(repaired=1)
             again = [{"role": "assistant", "content": text[:4000]}, {"role": "user", "content": f"That does not fit ({wrong}). The JSON alone, please."}]
             answer = self.endpoint.ask(key, messages + again, usable)
         return None if answer is None else kind.model_validate_json(answer)

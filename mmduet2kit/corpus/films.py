@@ -1,6 +1,5 @@
 """The procedural world on disk: H.264 files, annotations as an annotator would give them, and the hidden onsets apart."""
 
-import os
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import partial
@@ -10,7 +9,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from ..files import read_json, write_json
+from ..files import halfway, read_json, write_json
 from ..profile import Profile, World
 from ..progress import side_by_side
 from .world import Plan, draw, plan
@@ -20,9 +19,7 @@ EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEX
 
 def write_video(path: Path, pictures: Iterable[np.ndarray], fps: int) -> None:
     """Encode uint8 RGB pictures [H, W, 3] as H.264 MP4; one thread and no time stamps, so the same input gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
-    with av.open(str(partial), "w", options={"fflags": "+bitexact"}) as container:
+    with halfway(path) as partial, av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream, scaler = None, VideoReformatter()
         for picture in pictures:
             if stream is None:
@@ -37,7 +34,6 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: int) -> None:
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             container.mux(stream.encode(scaler.reformat(frame, format="yuv420p", interpolation=EXACT)))
         container.mux(stream.encode(None))
-    os.replace(partial, path)
 
 
 def _film(world: World, job: tuple[Plan, Path]) -> None:

@@ -16,14 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from ..dialogue import DEFAULT_SYSTEM, NO_REPLY, Dialogue, Turn, to_rl_row, to_sft_row
 from ..errors import UserError
-from ..files import STAMP, fingerprint, read_json, read_jsonl, sha256_text, write_atomic, write_json, write_jsonl
+from ..files import STAMP, fingerprint, read_json, sha256_text, write_atomic, write_json, write_jsonl
 from ..profile import Profile
 from ..progress import lines, side_by_side, telling
 from .annotate import Annotator, Scene
@@ -71,7 +71,7 @@ def stretch(clip: Clip) -> str:
 
 def own_videos(folder: Path, domain: str) -> Iterator[Clip | Bad]:
     """Somebody's own videos under a folder, in order; files whose name is no video's are passed over."""
-    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS and path.is_file()]
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS and (path.is_file() or path.is_symlink())]
     names = Counter(path.with_suffix("") for path in paths)
     for path in paths:
         told, name = str(path).encode(errors="replace").decode(), path.with_suffix("")
@@ -111,11 +111,11 @@ def annotate(plan: Plan, annotator: Annotator, judge, pictures: np.ndarray, clip
     for start, end, said, note in seen["spans"]:
         shown = pictures[seen["first"] + int(start / stored) : seen["first"] + max(int(start / stored) + 1, frame_count(end, stored))]
         caption = annotator.caption(Scene(np.asarray(shown), said, note))
-        if ledger.check("scene has a caption", f"{clip.id} at {start:.1f} s", bool(caption), "the annotator gave none that fits"):
+        if ledger.check("scene has a caption", f"{clip.id} at {start:.1f} s", bool(caption), "the annotator gave no answer, or none that fits"):
             scenes.append({"start": round(start, 3), "end": round(end, 3), "caption": caption})
     seed = int(sha256(clip.id.encode()).hexdigest()[:8], 16)
     asked = annotator.questions([s["caption"] for s in scenes], plan.profile.dialogue.questions[1], seed) if scenes else None
-    if not ledger.check("video has questions", clip.id, bool(asked), "the annotator gave none that fit"):
+    if not ledger.check("video has questions", clip.id, bool(asked), "the annotator gave no answer, or none that fits"):
         return None
     record = {"video": stretch(clip), "name": clip.id, "domain": f"train_{clip.domain}", "duration": seen["duration"], "scenes": scenes, "subtitles": [],
               "questions": [{"question": question, "answers": given} for question, given in asked]}  # fmt: skip
@@ -174,7 +174,7 @@ def shard_folder(plan: Plan, source: Path, out: Path, number: int, clips: Sequen
 
 def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path, folder: Path, clips: Sequence[Clip | Bad], workers: int) -> None:
     """Make one shard, whole or not at all."""
-    video, ledger = plan.profile.video, FilterLedger()
+    video, ledger, gates = plan.profile.video, FilterLedger(SHARD), FilterLedger()  # what cannot be read is named, each of it
     stored = min(video.intervals)
     good = [c for c in clips if ledger.check("record can be read", c.id, isinstance(c, Clip), getattr(c, "reason", ""))]
     found = side_by_side(partial(look, source, out, stored, video.visual_tokens), good, workers, lines("decoding, clips of a shard"))
@@ -188,7 +188,7 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
         asks.endpoint.settle(time.monotonic() - began)
     rows: dict[str, list[dict]] = {name: [] for name in file_names(plan)}
     for some, one in made:
-        ledger.add(one.rows())
+        gates.add(one.rows())
         for name, more in some.items():
             rows[name] += more
     partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -196,7 +196,7 @@ def make_shard(plan: Plan, annotator: Annotator, judge, source: Path, out: Path,
     for name, some in rows.items():
         write_jsonl(partial_folder / f"{name}.jsonl", some)
     write_json(partial_folder / "frames.json", {stretch(c): {"cache": one["cache"], "first": one["first"]} for c, one in usable})
-    write_json(partial_folder / "ledger.json", ledger.rows())
+    write_json(partial_folder / "ledger.json", ledger.rows() + gates.rows())
     try:
         os.replace(partial_folder, folder)
     except OSError:  # another process was quicker: what it made has the same bytes
@@ -225,22 +225,18 @@ def build_corpus(plan: Plan, annotator: Annotator, judge, clips: Iterable[Clip |
 
 def join(plan: Plan, out: Path, shards: Sequence[Path]) -> None:
     """The shards, in order, as one dataset in the layout of training; written a shard at a time."""
-    ledger, index = FilterLedger(), {}
+    ledger, index = FilterLedger(SHARD * len(shards)), {}
     names = sorted({path.name for shard in shards for path in shard.glob("*.jsonl")})
     for name in names:
-        half = out / f".{name}.{os.getpid()}.partial"
-        with open(half, "wb") as into:
-            for shard in shards:
-                with open(shard / name, "rb") as some:
-                    shutil.copyfileobj(some, into)
-        os.replace(half, out / name)
+        write_atomic(out / name, (row for shard in shards for row in open(shard / name, "rb")))
     for old in (path for path in out.glob("*_*.jsonl") if path.name not in names):  # of a build at other intervals
         old.unlink()
     for shard in shards:
         ledger.add(read_json(shard / "ledger.json"))
         index |= read_json(shard / "frames.json")
     for name in ("dev", "test", *(f"scenes_{split}" for split in ("sft", "rl", "dev", "test"))):
-        write_json(out / f"{name.replace('_', '/')}.json", read_jsonl(out / f"{name}.jsonl"))
+        rows = (b"," * (k > 0) + row for k, row in enumerate(open(out / f"{name}.jsonl", "rb")))
+        write_atomic(out / f"{name.replace('_', '/')}.json", chain([b"[\n"], rows, [b"]\n"]))
     write_json(out / "frames.json", {"interval": min(plan.profile.video.intervals), "videos": {name: one["cache"] for name, one in index.items()},
                                      "first": {name: one["first"] for name, one in index.items() if one["first"]}})  # fmt: skip
     write_json(out / "ledger.json", ledger.rows())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
@@ -49,22 +50,8 @@ class Bad:
     reason: str
 
 
-@dataclass(frozen=True)
-class Reader:
-    """How a corpus is read: `read(folder)` yields clips, or Bad."""
-
-    name: str
-    read: Callable[[Path], Iterator[Clip | Bad]]
-    files: str  # what of the corpus is read
-    source: str  # what the reader was written from
-    seen: str  # SEEN, DOCUMENTED or UNVERIFIED
-    gives: str  # clips, of which datasets are built; records of a benchmark; or whole dialogues
-    licence: str
-    access: str
-
-
 FACTS = yaml.safe_load(Path(__file__).with_name("readers.yaml").read_text())
-READERS: dict[str, Reader] = {}
+READERS: dict[str, SimpleNamespace] = {}  # name, read(folder) -> Iterator[Clip | Bad], and what readers.yaml says of each
 WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, RecursionError, OverflowError)  # what a bad record raises
 
 
@@ -89,7 +76,7 @@ def reader(name: str):
                     if clip is not None:
                         yield clip
 
-        READERS[name] = Reader(name, read, **FACTS[name])
+        READERS[name] = SimpleNamespace(name=name, read=read, **FACTS[name])
         return read
 
     return register
@@ -227,7 +214,7 @@ def llava_video(folder: Path):
     for path in files(folder, "*/*cap*.json", "*/*oe*.json"):
         for row in _json(path):
             def make(row=row, path=path):
-                said = [(turn["from"], re.sub(r"^\s*<(?:image|video)>\s*", "", turn["value"]).strip()) for turn in row["conversations"]]
+                said = [(turn["from"], re.sub(r"\s*<(?:image|video)>\s*", " ", turn["value"]).strip()) for turn in row["conversations"]]
                 pairs = tuple((q, a) for (who, q), (other, a) in zip(said[::2], said[1::2], strict=True) if (who, other) == ("human", "gpt"))
                 return Clip(str(row["id"]), "llava-video", str(path.parent.relative_to(folder) / row["video"]), "offline", qa=pairs)
 

@@ -1,6 +1,9 @@
 """Scenes of a video (paper section 3, step 1): by the sentences of its subtitles where there are any, else by PySceneDetect."""
 
+import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +19,20 @@ SHORTEST, LONGEST = 3.0, 20.0  # of a scene, s: shorter ones join the next, long
 
 
 def beside(path: Path) -> Path | None:
-    """The subtitle file of a video: film.srt of film.mp4, or film.en.srt; None where there is none."""
-    return next((one for suffix in (*SUFFIXES, *(f".en{suffix}" for suffix in SUFFIXES)) if (one := path.with_suffix(suffix)).is_file()), None)
+    """The subtitle file of a video: film.srt of film.mp4, or film.en.srt, or film.de.VTT; None where there is none."""
+    changed, now = path.parent.stat().st_mtime_ns, time.time_ns()
+    found = _subtitles(path.parent, changed if now - changed > 1e9 else now).get(path.stem, ())  # clocks of file systems tick slowly
+    return min(found, key=lambda one: (one.stem != path.stem, Path(one.stem).suffix != ".en", SUFFIXES.index(one.suffix.lower()), one.name), default=None)
+
+
+@lru_cache(maxsize=8)
+def _subtitles(folder: Path, changed: int) -> dict[str, list[Path]]:
+    """{name of a film, without its ending: subtitle files} of a folder as it was at that time; a language may stand between."""
+    found: dict[str, list[Path]] = {}
+    for path in (one for one in folder.iterdir() if one.suffix.lower() in SUFFIXES and one.is_file()):
+        for name in [path.stem, *re.findall(r"^(.+)\.[A-Za-z]{2,3}(?:[-_]\w+)?$", path.stem)]:
+            found.setdefault(name, []).append(path)
+    return found
 
 
 def speech(path: Path, duration: float) -> tuple[Span, ...]:

@@ -20,7 +20,7 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from ..errors import UserError
-from ..files import sha256_file
+from ..files import halfway, sha256_file
 from ..progress import side_by_side
 
 PATIENCE = (10.0, 10.0)  # s that a server may take to open a video, and for each read of it
@@ -200,8 +200,7 @@ class FilterLedger:
         return list(self.rules.values())
 
 
-def decode_many(paths: Iterable[Path | str], interval: float, max_tokens: int, out_dir: Path | str,
-                workers: int, ledger: FilterLedger,
+def decode_many(paths: Iterable[Path | str], interval: float, max_tokens: int, out_dir: Path | str, workers: int, ledger: FilterLedger,
                 progress: Callable[[int, int], None] | None = None) -> dict[str, Path]:
     """Decode videos into `out_dir`, in `workers` processes (1: this one): {source: .npy file, uint8 [N, H, W, 3]}.
 
@@ -210,7 +209,6 @@ def decode_many(paths: Iterable[Path | str], interval: float, max_tokens: int, o
     stand only in the ledger, under "video decodes". `progress(done, total)` is called after each.
     """
     paths, out_dir, index = list(paths), Path(out_dir), {}
-    out_dir.mkdir(parents=True, exist_ok=True)
     results = side_by_side(partial(_cache, interval, max_tokens, out_dir), paths, workers, progress)
     for path, (cache, reason) in zip(paths, results, strict=True):
         if ledger.check("video decodes", path, cache is not None, reason):
@@ -230,14 +228,8 @@ def cached_frames(path: Path | str, interval: float, max_tokens: int, out_dir: P
     """(cache file, its frames as a memory map); decoded if it is not there. UserError for a source that cannot be decoded."""
     source = sha256_file(path) if Path(path).is_file() else "missing"
     cache = out_dir / f"{source}-{float(interval)}s-{max_tokens}-{CACHE}.npy"
-    half = cache.with_name(f".{cache.name}.{os.getpid()}.partial")
-    try:
-        if not cache.exists():
-            images = [image for _, image in frames(path, interval, max_tokens=max_tokens)]
-            out_dir.mkdir(parents=True, exist_ok=True)
-            with open(half, "wb") as out:
-                np.save(out, images)
-            os.replace(half, cache)
-        return cache, np.load(cache, mmap_mode="r")
-    finally:
-        half.unlink(missing_ok=True)
+    if not cache.exists():
+        images = [image for _, image in frames(path, interval, max_tokens=max_tokens)]
+        with halfway(cache) as half, open(half, "wb") as out:
+            np.save(out, images)
+    return cache, np.load(cache, mmap_mode="r")
