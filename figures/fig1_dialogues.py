@@ -105,7 +105,7 @@ def timeline(axes, folder, kind, dialogue, found):
             beside = any(other["label"][0] == "Q" and other["start"] == start for other in found) and label[0] == "I"
             axes.plot([start, start], [0, 2], color=color, linestyle="" if beside else ":", linewidth=1)
             axes.plot(start, height, marker=marker, color=color, markersize=5.5, clip_on=False)
-            axes.text(start + 0.012 * duration, height, label, color=color, va="center", weight="bold")
+            axes.text(start + 0.015 * duration, height, label, color=color, va="center", weight="bold")
     axes.set(
         xlim=(0, duration), ylim=(0, 4), yticks=[0.5, 1.5, 3.1], yticklabels=["gold spans", "asked,\nanswered\nat once", "video"], xlabel="video time, s"
     )
