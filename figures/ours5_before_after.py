@@ -39,7 +39,7 @@ def draw(run):
     name_it(y := y + 0.24, "gold spans", weight="bold", color=FOREST)
     for k, one in enumerate(gold, start=1):
         bar(axes, one, y, 0.18, alpha=0.35, edgecolor=GREEN)
-        write(one["end"] - 0.05 * inch, y, f"G{k}", ha="right", va="center_baseline", weight="bold", color=FOREST)
+        write((one["start"] + one["end"]) / 2, y, f"G{k}", ha="center", va="center_baseline", weight="bold", color=FOREST)
         if one["onset"] is not None:
             axes.plot(one["onset"], y, marker="*", color=RED, markersize=8, markeredgecolor="white", markeredgewidth=0.5)
     y += 0.19
