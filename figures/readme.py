@@ -199,7 +199,8 @@ def take(runs: list[Path], reason: str) -> None:
     heads = [run.manifest for run in made]
     if len({head.get("profile_hash") for head in heads}) > 1:
         raise UserError(f"{', '.join(map(str, runs))} are not parts of one study: their settings differ (profile_hash).")
-    (rules,) = {frozen(head["commit"]) for head in heads}
+    commits = list(dict.fromkeys(commit for head in heads for commit in head.get("commits", [head["commit"]])))  # of all seeds
+    (rules,) = set(map(frozen, commits))
     with tempfile.TemporaryDirectory(dir=DATA.parent) as folder:
         new = Path(folder) / "study"
         shutil.copytree(made[0].data, new, ignore=shutil.ignore_patterns("eval", "*_seed*.partial", ".*"))
@@ -211,7 +212,7 @@ def take(runs: list[Path], reason: str) -> None:
         seeds = sorted({seed for head in heads for seed in head["seeds"]})
         freeze = {"rules": rules, "settings": heads[0]["profile_hash"]}
         name = re.sub(r"-\d+$", "", heads[0]["profile"]) if len(heads) > 1 else heads[0]["profile"]  # study-1 is one seed of study
-        manifest = heads[0] | {"profile": name, "seeds": seeds, "stages": stages, "freeze": freeze}
+        manifest = heads[0] | {"profile": name, "commits": commits, "seeds": seeds, "stages": stages, "freeze": freeze}
         write_json(new / "manifest.json", manifest)
         if heads[0]["profile"] == "tiny":
             write_json(DEFAULT / "manifest.json", manifest)
@@ -220,7 +221,7 @@ def take(runs: list[Path], reason: str) -> None:
     draw()
     counts = Counter(claim["verdict"] for claim in read_json(DRAWN / "claims.json"))
     row = {"date": max(a["started"] for tries in stages.values() for a in tries)[:10], "profile": name,
-           "seeds": " ".join(map(str, seeds)), "commit": " ".join(dict.fromkeys(head["commit"][:7] for head in heads)), "settings": heads[0]["profile_hash"][:12],
+           "seeds": " ".join(map(str, seeds)), "commit": " ".join(commit[:7] for commit in commits), "settings": heads[0]["profile_hash"][:12],
            "rules": rules[:12],
            **{f"{model}_{domain}": _cell([r for r in Run(DATA).rows("table2.csv") if (r["model"], r["domain"]) == (model, domain)])
               for model in ("sft", "rl") for domain in ("WEB", "EGO")},

@@ -56,14 +56,16 @@ def test_a_run_becomes_the_reference_run(tmp_path, monkeypatch):
     manifest = read_json(tmp_path / "study" / "manifest.json")
     once = read_json(tmp_path / "run-1" / "manifest.json")["stages"]
     assert manifest["seeds"] == [1, 2] and manifest["stages"] == {name: 2 * tries for name, tries in once.items()}
+    assert manifest["commits"] == [manifest["commit"]]
     first, second = read_csv(tmp_path / "reruns.csv")
     assert (first["seeds"], second["seeds"], second["reason"]) == ("1", "1 2", "a second seed") and "MATCH" in second["verdicts"]
     study = manifest | {"profile": "study-2", "seeds": [2]}
     write_json(tmp_path / "run-2" / "manifest.json", study)
     shown = module.block(tmp_path / "run-2" / "results", tmp_path / "tiny")  # a study's numbers, the first command's minutes
     assert "(profile `tiny`, 2 seeds" in shown and "of the profile `study`, seed 2:" in shown and "| SFT |" in shown
-    write_json(tmp_path / "study" / "manifest.json", manifest | {"profile": "study-1"})
+    write_json(tmp_path / "study" / "manifest.json", manifest | {"profile": "study-1", "commits": ["a" * 40, "b" * 40]})
     module.take([tmp_path / "study", tmp_path / "run-2"], "seeds of one study")
+    assert read_json(tmp_path / "study" / "manifest.json")["commits"] == ["a" * 40, "b" * 40, manifest["commit"]]
     assert read_json(tmp_path / "study" / "manifest.json")["profile"] == read_csv(tmp_path / "reruns.csv")[2]["profile"] == "study"
     write_json(tmp_path / "run-2" / "manifest.json", manifest | {"profile_hash": "another"})
     with pytest.raises(UserError, match="not parts of one study"):
