@@ -59,9 +59,7 @@ class Endpoint:
                 with attempt:
                     text, usage = self._post({"model": self.model, "messages": messages, "temperature": 0.0, "max_tokens": 2048} | options)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError):
-            self.count(asked=1, failed=1)
-            many = (self.counts - self.settled)["failed"] >= self.parallel  # not hours of waiting for what does not answer
-            return self.settle() if many else None
+            return self.count(asked=1, failed=1)
         self.count(asked=1, **({k: v for k, v in usage.items() if k in TOKENS and isinstance(v, int)} if isinstance(usage, dict) else {}))
         answer = parse(text)
         if answer is None:

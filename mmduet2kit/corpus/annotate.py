@@ -142,6 +142,8 @@ class LLMAnnotator:
             self.endpoint.count(repaired=1)
             again = [{"role": "assistant", "content": text[:4000]}, {"role": "user", "content": f"That does not fit ({wrong}). The JSON alone, please."}]
             answer = self.endpoint.ask(key, messages + again, usable)
+        if answer is None and (self.counts - self.endpoint.settled)["failed"] >= self.parallel:  # no hours of waiting for what does not answer
+            self.endpoint.settle()
         return None if answer is None else kind.model_validate_json(answer)
 
 
