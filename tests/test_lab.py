@@ -123,6 +123,7 @@ class Book:
         for item in ("Settings", "Theme", name):
             self.page.locator(".lm-MenuBar-itemLabel, .lm-Menu-itemLabel").get_by_text(item, exact=True).click()
         self.page.wait_for_selector(f"body[data-jp-theme-name='{name}']", state="attached")
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached")  # which hides the page while styles are loaded
 
     def cell(self, text):
         """The cell with this in its code."""
