@@ -56,7 +56,7 @@ class Dataset:
             if name != "offline" and [d.interval for d in rows] != [interval] or abs(step - round(step)) > 1e-6:
                 raise UserError(f"{self.folder}: {name} does not begin with a frame every {interval:g} s: build it with the profile's intervals.")
             self._read("frames.json", lambda _, rows=rows: [self.frames(d) for d in rows])
-        self.benchmark("dev"), self.benchmark("test")
+        self.benchmark("dev"), self.benchmark("test"), load_scenes(self.folder, "sft"), load_scenes(self.folder, "rl")
 
     def domains(self, split: str) -> list[str]:
         """The domains of a split's benchmark records (dev, test), in their order."""
