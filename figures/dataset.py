@@ -150,7 +150,7 @@ def statistics(dataset: Dataset, every: float | None) -> list[dict]:
     """
     lengths, found = defaultdict(list), defaultdict(Counter)
     for split in ("sft", "rl"):
-        for record in load_scenes(dataset.folder, split) if dataset.has(f"scenes/{split}.json") else ():
+        for record in load_scenes(dataset.folder, split) if dataset.has(f"scenes/{split}.jsonl") else ():
             lengths[record["domain"]].append(record["duration"])
     for dialogue in dataset.sft(every) if every else ():
         texts = {turn.text for turn in dialogue.turns if turn.text and not turn.text.startswith(SUBTITLE)}

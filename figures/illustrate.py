@@ -57,7 +57,7 @@ def dataset_json(profile: Profile, dataset: Dataset) -> dict:
     What guessing earns is measured in the procedural world alone, where all that can be said is known: elsewhere {}.
     """
     index = read_index(dataset.folder)["videos"]  # video -> cache, named by the file's digest
-    scenes = {split: load_scenes(dataset.folder, split) for split in SPLITS if dataset.has(f"scenes/{split}.json")}
+    scenes = {split: load_scenes(dataset.folder, split) for split in SPLITS if dataset.has(f"scenes/{split}.jsonl")}
     files = [{index[r["video"]] for r in records if r["video"] in index} for records in scenes.values()]
     dialogues = dataset.sft(profile.video.train_interval)
     turns = [turn.reply for d in dialogues for turn in d.turns if turn.reply is not None]

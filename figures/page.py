@@ -10,8 +10,7 @@ from markupsafe import Markup, escape
 import claims
 from artifact import artifact_table
 from mmduet2kit.files import read_json, write_atomic
-from mmduet2kit.progress import telling
-from mmduet2kit.report import scripts
+from mmduet2kit.report import drawn
 from tables import FIGURES, SMOKE, TEMPLATES, Run
 
 MADE = {"fig1": ("figure1.json", "01"), "fig2": ("figure2.json", "02"), "fig3": ("figure3.json", "01"), "fig4": ("", "04"), "fig5": ("figure5.csv", "05"),
@@ -33,8 +32,8 @@ def write_report(run_dir: Path | str) -> Path:
     run = Run(run_dir / "results")
     verdicts = read_json(claims.write_claims(run.data, run_dir / "claims.json"))
     tables, figures = [], []
-    for name, script in telling("drawn", found := scripts().items(), len(found)):
-        paths = {path.suffix: path for path in script.draw(run.data, run_dir / "figures")}
+    for name, script, files in drawn(run.data, run_dir / "figures"):
+        paths = {path.suffix: path for path in files}
         if hasattr(script.draw, "table"):
             tables.append((name, script.draw.table(run.data)))
         else:

@@ -195,7 +195,7 @@ def asked(corpus: str, records: Iterator[dict | Bad], folder: Path) -> Iterator[
 
 def tell(dataset: Path) -> None:
     """How many rows a dataset has, file by file, and what each rule left out; UserError where nothing is left."""
-    lines = {path.stem: sum(1 for _ in open(path, "rb")) for path in sorted(dataset.glob("*_*.jsonl")) if "scenes" not in path.name}
+    lines = {path.stem: sum(1 for _ in open(path, "rb")) for path in sorted(dataset.glob("*_*.jsonl"))}
     counts = lines | {split: len(read_json(dataset / f"{split}.json")) for split in ("dev", "test")}
     print(f"{dataset}: " + ", ".join(f"{many} {name}" for name, many in counts.items()))
     for rule in (row for row in read_json(dataset / "ledger.json") if row["out"] < row["in"]):

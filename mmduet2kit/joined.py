@@ -11,8 +11,8 @@ from .corpus.video import FilterLedger
 from .errors import UserError
 from .files import STAMP, each_row, is_made_for, read_json, sha256_text, write_atomic, write_json, write_jsonl
 
-ROWS = re.compile(r"((sft|rl)_[\d.]+s|offline_\w+)\.jsonl")
-ALWAYS = ("offline_sft.jsonl", "dev.json", "test.json", "scenes/sft.json", "scenes/rl.json")  # what a run opens, if empty
+ROWS = re.compile(r"((sft|rl)_[\d.]+s|offline_\w+|scenes/\w+)\.jsonl")
+ALWAYS = ("offline_sft.jsonl", "dev.json", "test.json", "scenes/sft.jsonl", "scenes/rl.jsonl")  # what a run opens, if empty
 
 
 def join_datasets(out: Path, parts: Sequence[Path]) -> Path:
@@ -34,20 +34,18 @@ def join_datasets(out: Path, parts: Sequence[Path]) -> Path:
     for part, index in zip(parts, indices):  # rows know their frames' interval; a benchmark is played at the run's
         if index["interval"] != stored and any((part / f"{split}.json").is_file() and read_json(part / f"{split}.json") for split in ("dev", "test")):
             raise UserError(f"{part} stores a frame every {index['interval']:g} s, another every {stored:g} s, and has test videos: build them by one profile.")
-    labels = _labels(parts)
-    key = sha256_text(json.dumps([[label, (part / STAMP).read_text()] for label, part in zip(labels, parts)]))
+    named = list(zip(_labels(parts), parts))
+    key = sha256_text(json.dumps([[label, (part / STAMP).read_text()] for label, part in named]))
     if is_made_for(out, key):
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something else: move it away, or give another name.")
     half = out.absolute().with_name(f".{out.name}.joining")
     shutil.rmtree(half, ignore_errors=True)
-    named = list(zip(labels, parts))
-    found = {str(path.relative_to(part)) for part in parts for path in [*part.glob("*.jsonl"), *part.glob("scenes/*.json")]}
-    for name in sorted({name for name in found if ROWS.fullmatch(name) or name.startswith("scenes/")} | set(ALWAYS)):
+    for name in sorted({*ALWAYS, *filter(ROWS.fullmatch, (str(path.relative_to(part)) for part in parts for path in part.rglob("*.jsonl")))}):
         rows = (row for label, part in named if (part / name).is_file() for row in _rows(part / name, label))
         if name.endswith(".json"):
-            write_json(half / name, list(rows) if name.startswith("scenes/") else _distinct(rows))
+            write_json(half / name, _distinct(rows))
         else:
             write_jsonl(half / name, rows)
     ledger, videos, first, every = FilterLedger(), {}, {}, {}

@@ -25,7 +25,7 @@ from .corpus.readers import WRONG, Bad, files, reader
 from .corpus.video import CACHE, FilterLedger, fit_size, frames, resized
 from .dialogue import NO_REPLY, Dialogue, Gold, Segment, Turn, from_sft_row, to_rl_row, to_sft_row
 from .errors import UserError
-from .files import STAMP, fingerprint, halfway, read_json, sha256_text, write_atomic, write_json
+from .files import STAMP, fingerprint, halfway, read_json, sha256_text, write_atomic, write_json, write_jsonl
 from .progress import lines, side_by_side
 
 FORCED = re.compile(r"^I must reply( now)?\.\n")  # upstream: a prefix that SFT masks and inference forces; no part of the reply
@@ -233,7 +233,7 @@ def build_released(samples: Iterator[Sample | Bad], folder: Path, out: Path, tok
         os.replace(out / f".{name}.partial", out / f"{name}.jsonl")
     write_index(out, index, every, [interval for video, interval in every.items() if any(video in some for some in scenes.values())])
     for split, records in scenes.items():
-        write_json(out / "scenes" / f"{split}.json", list(records.values()))
+        write_jsonl(out / "scenes" / f"{split}.jsonl", records.values())
     for split in ("dev", "test"):  # benchmarks lie elsewhere
         write_json(out / f"{split}.json", [])
     write_json(out / "ledger.json", ledger.rows())

@@ -5,6 +5,7 @@ From the import of this module on, the modules of figures/ can be imported by na
 
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -34,9 +35,13 @@ def redraw(data: Path | str, out: Path | str) -> list[Path]:
 
     Two runs over the same files write the same bytes. Missing input gives drawings that say NOT RUN.
     """
-    found = scripts().values()
-    paths = [path for script in telling("drawn", found, len(found)) for path in script.draw(Path(data), Path(out))]
-    return [*paths, script("claims").write_claims(data, Path(out) / "claims.json")]
+    return [*(path for *_, made in drawn(data, out) for path in made), script("claims").write_claims(data, Path(out) / "claims.json")]
+
+
+def drawn(data: Path | str, out: Path | str) -> Iterator[tuple[str, ModuleType, list[Path]]]:
+    """Each of `scripts()` by name, with the files that it draws into `out` when it is asked for; tells how far it is."""
+    for name, one in telling("drawn", found := scripts().items(), len(found)):
+        yield name, one, one.draw(Path(data), Path(out))
 
 
 def script(name: str) -> ModuleType:

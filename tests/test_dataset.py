@@ -48,8 +48,8 @@ def made(tmp_path):
         np.save(folder / "frames" / f"{d.video}.npy", pictures)
     write_json(folder / "frames.json", {"interval": 2.0, "videos": {f"{n}.mp4": f"{n}.mp4.npy" for n in ("one", "two", "ego")}})
     scene = lambda n, domain, seconds: {"video": f"{n}.mp4", "name": n, "domain": domain, "duration": seconds, "scenes": [], "subtitles": []}  # noqa: E731
-    write_json(folder / "scenes" / "sft.json", [scene("one", "train_web", 15.0), scene("two", "train_web", 16.0)])
-    write_json(folder / "scenes" / "rl.json", [scene("ego", "train_ego", 24.0)])
+    write_jsonl(folder / "scenes" / "sft.jsonl", [scene("one", "train_web", 15.0), scene("two", "train_web", 16.0)])
+    write_jsonl(folder / "scenes" / "rl.jsonl", [scene("ego", "train_ego", 24.0)])
     dropped = [{"item": "<img src=x>.mp4", "reason": "no frame | of it"}]
     write_json(folder / "ledger.json", [{"rule": "scene has a caption", "in": 9, "out": 9, "examples": []}, {"rule": "video decodes", "in": 4, "out": 3, "examples": dropped}])
     source = {"corpus": "egoexolearn", "annotator": "llm", "model": "m-1", "kit": "0.1.0", "profile": "tiny", "settings": {"video": {"visual_tokens": 128}}}

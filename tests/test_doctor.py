@@ -148,7 +148,7 @@ def made_by_hand(folder):
     profile, rng = load_profile("tiny"), np.random.default_rng(0)
     for split, domain in (("sft", "train_web"), ("rl", "train_web"), ("dev", "WEB"), ("test", "WEB")):
         record = annotate(plan(profile.world, split, domain, 0), split) | {"video": "v.mp4"}
-        write_json(folder / "scenes" / f"{split}.json", [record])
+        write_jsonl(folder / "scenes" / f"{split}.jsonl", [record])
         write_jsonl(folder / f"offline_{split}.jsonl", [to_sft_row(dialogues.offline_dialogue(record, rng, 1.0, (1, 3)))])
         for every in (1.0, 2.0) if split in ("sft", "rl") else ():
             d = dialogues.build_dialogue(profile, record, rng, every)
@@ -173,9 +173,9 @@ def rewritten(name, change):
 @pytest.mark.parametrize("damage, status, says", [
     (lambda folder: None, "ok", "found in"),
     *((lambda folder, name=name: (folder / name).write_text("garbage"), "stop", name) for name in (
-        "sft_2s.jsonl", "rl_2s.jsonl", "sft_1s.jsonl", "rl_1s.jsonl", "offline_sft.jsonl", "dev.json", "test.json", "frames.json", "scenes/sft.json",
+        "sft_2s.jsonl", "rl_2s.jsonl", "sft_1s.jsonl", "rl_1s.jsonl", "offline_sft.jsonl", "dev.json", "test.json", "frames.json", "scenes/sft.jsonl",
         "frames/v.npy")),
-    *((lambda folder, name=name: (folder / name).unlink(), "stop", name) for name in ("made_for.txt", "sft_1s.jsonl", "scenes/rl.json", "frames/v.npy")),
+    *((lambda folder, name=name: (folder / name).unlink(), "stop", name) for name in ("made_for.txt", "sft_1s.jsonl", "scenes/rl.jsonl", "frames/v.npy")),
     (lambda folder: shutil.copy(folder / "sft_2s.jsonl", folder / "sft_1s.jsonl"), "stop", "every 1 s"),
     (lambda folder: (folder / "rl_2s.jsonl").write_text(""), "stop", "every 2 s"),
     (lambda folder: np.save(folder / "frames" / "v.npy", np.zeros((3, 56, 56, 3), np.uint8)), "stop", "frames.json is damaged"),

@@ -18,7 +18,7 @@ from mmduet2kit.corpus.readers import READERS, Bad, Clip
 from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, sentence
 from mmduet2kit.dialogue import NO_REPLY
 from mmduet2kit.errors import UserError
-from mmduet2kit.files import read_json
+from mmduet2kit.files import read_json, read_jsonl
 from mmduet2kit.profile import load_profile
 from mmduet2kit.score import get_judge
 
@@ -120,7 +120,7 @@ def test_two_hundred_odd_files_lose_nothing_else(inputs, tmp_path, monkeypatch):
     join(plan, tmp_path / "out", shards)
     ledger = {row["rule"]: row for row in read_json(tmp_path / "out" / "ledger.json")}
     assert ledger["record can be read"]["in"] == ledger["video decodes"]["in"] == len(wanted)
-    through = {record["name"] for record in read_json(tmp_path / "out" / "scenes" / "sft.json")}
+    through = {record["name"] for record in read_jsonl(tmp_path / "out" / "scenes" / "sft.jsonl")}
     assert {name for name, must in wanted.items() if must} <= through
     assert not {name for name, must in wanted.items() if must is False} & through
     dropped = sum(row["in"] - row["out"] for rule, row in ledger.items() if rule.startswith(("video", "SFT")))

@@ -23,7 +23,7 @@ from mmduet2kit.corpus.films import make_films, write_video
 from mmduet2kit.corpus.pipeline import Plan, build_corpus, join, own_videos
 from mmduet2kit.corpus.readers import READERS, Bad
 from mmduet2kit.dialogue import NO_REPLY, Dialogue, Turn, to_sft_row
-from mmduet2kit.files import fingerprint, read_json
+from mmduet2kit.files import fingerprint, read_json, read_jsonl
 from mmduet2kit.profile import load_profile
 from mmduet2kit.score import get_judge
 
@@ -87,9 +87,9 @@ def test_a_dataset_that_training_reads(world, whole):
     assert dialogues and segments and dataset.benchmark("dev") + dataset.benchmark("test")
     for d in dialogues:
         assert dataset.frames(d).shape[0] == len(d.frame_indices()) and any(t.reply not in (None, NO_REPLY) for t in d.turns)
-        captions = " ".join(s["caption"] for r in read_json(out / "scenes" / "sft.json") if r["video"] == d.video for s in r["scenes"])
+        captions = " ".join(s["caption"] for r in read_jsonl(out / "scenes" / "sft.jsonl") if r["video"] == d.video for s in r["scenes"])
         assert all(g.text in captions or g.text.startswith("So far there was") for g in d.gold)
-    splits = {s: {r["video"] for r in read_json(out / "scenes" / f"{s}.json")} for s in ("sft", "rl", "dev", "test")}
+    splits = {s: {r["video"] for r in read_jsonl(out / "scenes" / f"{s}.jsonl")} for s in ("sft", "rl", "dev", "test")}
     assert sum(map(len, splits.values())) == len(set.union(*splits.values())) <= 20
     rules = {row["rule"]: (row["in"], row["out"]) for row in read_json(out / "ledger.json")}
     assert rules["video decodes"] == (20, 20) and rules["answer is supported by its caption"][0] > 20
@@ -177,7 +177,7 @@ def test_own_videos_with_a_model_that_annotates(tmp_path, server, monkeypatch, c
     assert float(costs[3]) == pytest.approx(int(costs[1]) * 102 / 6 * 0.052, rel=0.01) and f"prompt_tokens {int(costs[1]) * 100}" in text
     assert "judge 'llm': asked " in text
     out = tmp_path / "out"
-    scenes = {r["name"]: r["scenes"] for s in ("sft", "rl", "dev", "test") for r in read_json(out / "scenes" / f"{s}.json")}
+    scenes = {r["name"]: r["scenes"] for s in ("sft", "rl", "dev", "test") for r in read_jsonl(out / "scenes" / f"{s}.jsonl")}
     assert [(s["start"], s["end"]) for s in scenes["film0"]] == [(2.0, 8.0), (10.0, 17.0)]
     assert all(len(one) >= 2 for one in scenes.values()) and len(scenes) == 6
     asked = len(server.requests)
@@ -240,7 +240,7 @@ def told(tmp_path, server, monkeypatch):  # noqa: F811
 
 def annotated(out):
     """{video: its scenes} of all splits."""
-    return {r["name"]: r["scenes"] for s in ("sft", "rl", "dev", "test") for r in read_json(out / "scenes" / f"{s}.json")}
+    return {r["name"]: r["scenes"] for s in ("sft", "rl", "dev", "test") for r in read_jsonl(out / "scenes" / f"{s}.jsonl")}
 
 
 def test_an_endpoint_that_is_down_stops_the_build_which_goes_on_when_it_is_up(told, tmp_path, monkeypatch, capsys):
@@ -281,7 +281,7 @@ def test_a_film_that_was_replaced_is_made_anew_though_its_size_is_the_same(world
 def test_shares_of_a_few_videos(told, tmp_path):
     """By the SHA-256 of their names film0 to film3 lie 0.076, 0.487, 0.068 and 0.153 of the way."""
     assert cli.main([*told[2], "--shares", "0.07,0.05,0.1"]) == 0
-    found = {s: {r["video"] for r in read_json(tmp_path / "out" / "scenes" / f"{s}.json")} for s in ("sft", "rl", "dev", "test")}
+    found = {s: {r["video"] for r in read_jsonl(tmp_path / "out" / "scenes" / f"{s}.jsonl")} for s in ("sft", "rl", "dev", "test")}
     assert found == {"sft": {"film1.mp4"}, "rl": {"film2.mp4"}, "dev": {"film0.mp4"}, "test": {"film3.mp4"}}
     assert len(read_json(tmp_path / "out" / "dev.json")) == 1 and "film3" in read_json(tmp_path / "out" / "test.json")[0]["question_id"]
 

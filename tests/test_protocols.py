@@ -116,7 +116,7 @@ def test_a_join_holds_what_its_parts_hold(world):
         assert np.array_equal(whole.frames(mine), trained.frames(theirs))
     assert [r["domain"] for r in whole.benchmark("test")] == ["TV", "WEB", "WEB", "WEB", "PO"] and len(whole.benchmark("dev")) == 1
     assert not whole.has("onsets/test.json") and trained.has("onsets/test.json")
-    assert {r["video"].split("/")[0] for r in read_json(world / "all" / "scenes" / "rl.json")} == {"trained"}
+    assert {r["video"].split("/")[0] for r in read_jsonl(world / "all" / "scenes" / "rl.jsonl")} == {"trained"}
     some = next((world / "all" / "frames").iterdir())
     assert some.stat().st_nlink > 1  # linked, not copied
     rules = {r["rule"]: r["in"] for r in read_json(world / "all" / "ledger.json")}

@@ -17,7 +17,7 @@ from mmduet2kit.corpus.build import Dataset
 from mmduet2kit.corpus.films import annotate, write_video
 from mmduet2kit.corpus.pipeline import Plan
 from mmduet2kit.corpus.world import draw, plan
-from mmduet2kit.files import read_csv, read_json, write_json
+from mmduet2kit.files import read_csv, read_json, write_jsonl
 from mmduet2kit.profile import load_profile
 
 from played import make_tiny
@@ -45,7 +45,7 @@ def films(folder: Path, kind: str, counts: dict[str, int]) -> Path:
             records.append(annotate(film, "sft") | {"video": name, "name": name[:-4]})
         if names == counts:
             break
-    write_json(folder / "scenes" / "all.json", records)
+    write_jsonl(folder / "scenes" / "all.jsonl", records)
     return folder
 
 

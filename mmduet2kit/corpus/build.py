@@ -46,7 +46,7 @@ class Dataset:
     def check(self, interval: float) -> None:
         """Open what a run at this interval reads: of each file of rows the first, and its frames; UserError for what would stop it."""
         wanted = [f"sft_{interval:g}s.jsonl", f"rl_{interval:g}s.jsonl", "offline_sft.jsonl", "dev.json", "test.json", "frames.json"]
-        if missing := [name for name in (*wanted, "scenes/sft.json", "scenes/rl.json", "ledger.json", STAMP) if not self.has(name)]:
+        if missing := [name for name in (*wanted, "scenes/sft.jsonl", "scenes/rl.jsonl", "ledger.json", STAMP) if not self.has(name)]:
             raise UserError(f"The dataset {self.folder} lacks {', '.join(missing)}: put or link a built one there, or change `dataset`.")
         step = interval / self.interval
         for name, rows in (("sft", self.sft(interval)[:1]), ("rl", [s.dialogue for s in self.rl(interval)[:1]]), ("offline", self.offline("sft")[:1])):
@@ -56,7 +56,7 @@ class Dataset:
             if name != "offline" and [d.interval for d in rows] != [interval] or abs(step - round(step)) > 1e-6:
                 raise UserError(f"{self.folder}: {name} does not begin with a frame every {interval:g} s: build it with the profile's intervals.")
             self._read("frames.json", lambda _, rows=rows: [self.frames(d) for d in rows])
-        self.benchmark("dev"), self.benchmark("test"), load_scenes(self.folder, "sft"), load_scenes(self.folder, "rl")
+        self.benchmark("dev"), self.benchmark("test"), self._lines("scenes/sft.jsonl", dict)[:1], self._lines("scenes/rl.jsonl", dict)[:1]
 
     def domains(self, split: str) -> list[str]:
         """The domains of a split's benchmark records (dev, test), in their order."""
@@ -118,7 +118,7 @@ def made_by(settings: dict) -> str:
 def build(profile: Profile, folder: Path, progress: Callable[[str], Progress]) -> Dataset:
     """Make, decode and annotate everything a run needs under `folder`; resumable, the same bytes for the same profile.
 
-    Training reads only the MP4 files and `scenes/*.json`; the onsets' folder is not opened here.
+    Training reads only the MP4 files and `scenes/*.jsonl`; the onsets' folder is not opened here.
     """
     sections = {name: getattr(profile, name).model_dump(mode="json") for name in ("world", "video", "dialogue")}
     made_for(folder, made_by(sections | {"segment": [profile.rl.segment_turns, profile.rl.segment_seconds]}))

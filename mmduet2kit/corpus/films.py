@@ -9,7 +9,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from ..files import halfway, read_json, write_json
+from ..files import halfway, read_jsonl, write_json, write_jsonl
 from ..profile import Profile, World
 from ..progress import side_by_side
 from .world import Plan, draw, plan
@@ -42,7 +42,7 @@ def _film(world: World, job: tuple[Plan, Path]) -> None:
 
 
 def make_films(profile: Profile, folder: Path, workers: int, progress: Callable[[int, int], None]) -> None:
-    """Write every split's videos, annotations (`scenes/<split>.json`) and onsets (`onsets/<split>.json`).
+    """Write every split's videos, annotations (`scenes/<split>.jsonl`) and onsets (`onsets/<split>.json`).
 
     Videos already there are kept (each is renamed into place when whole), so a killed run goes on where it stopped.
     """
@@ -50,7 +50,7 @@ def make_films(profile: Profile, folder: Path, workers: int, progress: Callable[
     for split in world.counts:
         videos = [plan(world, split, domain, i) for domain, n in world.counts[split].items() for i in range(n)]
         jobs += [(v, folder / "videos" / split / f"{v.name}.mp4") for v in videos]
-        write_json(folder / "scenes" / f"{split}.json", [annotate(v, split) for v in videos])
+        write_jsonl(folder / "scenes" / f"{split}.jsonl", (annotate(v, split) for v in videos))
         write_json(folder / "onsets" / f"{split}.json", {v.name: [s.onset for s in v.scenes] for v in videos})
     side_by_side(partial(_film, world), jobs, workers, progress)
 
@@ -69,4 +69,4 @@ def annotate(video: Plan, split: str) -> dict:
 
 def load_scenes(folder: Path, split: str) -> list[dict]:
     """The annotations of a split."""
-    return read_json(folder / "scenes" / f"{split}.json")
+    return read_jsonl(folder / "scenes" / f"{split}.jsonl")

@@ -133,7 +133,7 @@ def offline(clip: Clip, seen: dict, stored: float) -> list[Dialogue]:
 def file_names(plan: Plan) -> list[str]:
     """The JSONL files of a shard, without their endings; each is there, if empty."""
     at = [f"{kind}_{every:g}s" for kind in ("sft", "rl") for every in sorted(set(plan.profile.video.intervals))]
-    return [*at, "offline_sft", "dev", "test", *(f"scenes_{split}" for split in ("sft", "rl", "dev", "test"))]
+    return [*at, "offline_sft", "dev", "test", *(f"scenes/{split}" for split in ("sft", "rl", "dev", "test"))]
 
 
 def clip_rows(plan: Plan, annotator: Annotator, judge, pictures: np.ndarray, clip: Clip, seen: dict) -> tuple[dict[str, list[dict]], FilterLedger]:
@@ -149,7 +149,7 @@ def clip_rows(plan: Plan, annotator: Annotator, judge, pictures: np.ndarray, cli
     if record is None:
         return {}, ledger
     split, rng = plan.split(clip.video), np.random.default_rng((profile.world.seed, *clip.id.encode()))
-    rows: dict[str, list[dict]] = {f"scenes_{split}": [record]}
+    rows: dict[str, list[dict]] = {f"scenes/{split}": [record]}
     if split in ("dev", "test"):
         return rows | {split: [benchmark_record(record, rng, ("any",)) | {"domain": clip.domain.upper()}]}, ledger
     for every in sorted(set(profile.video.intervals)):
@@ -226,7 +226,7 @@ def build_corpus(plan: Plan, annotator: Annotator, judge, clips: Iterable[Clip |
 def join(plan: Plan, out: Path, shards: Sequence[Path]) -> None:
     """The shards, in order, as one dataset in the layout of training; written a shard at a time."""
     ledger, index = FilterLedger(SHARD * len(shards)), {}
-    names = sorted({path.name for shard in shards for path in shard.glob("*.jsonl")})
+    names = sorted({str(path.relative_to(shard)) for shard in shards for path in shard.rglob("*.jsonl")})
     for name in names:
         write_atomic(out / name, (row for shard in shards for row in open(shard / name, "rb")))
     for old in (path for path in out.glob("*_*.jsonl") if path.name not in names):  # of a build at other intervals
@@ -234,9 +234,9 @@ def join(plan: Plan, out: Path, shards: Sequence[Path]) -> None:
     for shard in shards:
         ledger.add(read_json(shard / "ledger.json"))
         index |= read_json(shard / "frames.json")
-    for name in ("dev", "test", *(f"scenes_{split}" for split in ("sft", "rl", "dev", "test"))):
+    for name in ("dev", "test"):
         rows = (b"," * (k > 0) + row for k, row in enumerate(open(out / f"{name}.jsonl", "rb")))
-        write_atomic(out / f"{name.replace('_', '/')}.json", chain([b"[\n"], rows, [b"]\n"]))
+        write_atomic(out / f"{name}.json", chain([b"[\n"], rows, [b"]\n"]))
     write_json(out / "frames.json", {"interval": min(plan.profile.video.intervals), "videos": {name: one["cache"] for name, one in index.items()},
                                      "first": {name: one["first"] for name, one in index.items() if one["first"]}})  # fmt: skip
     write_json(out / "ledger.json", ledger.rows())

@@ -249,7 +249,7 @@ def _parts(messages: list[dict], role: str) -> list[dict]:
 @reader("procedural")
 def procedural(folder: Path):
     """The kit's own world as a corpus of annotated videos, for rehearsals of the pipeline: a scene's note is its caption."""
-    for path in files(folder, "scenes/*.json"):
+    for path in files(folder, "scenes/*.jsonl"):
         for row in _json(path):
             def make(row=row):
                 scenes = tuple(span(s["start"], s["end"], s["caption"]) for s in row["scenes"])

@@ -22,7 +22,7 @@ from mmduet2kit.corpus.build import Dataset
 from mmduet2kit.corpus.films import annotate, write_video
 from mmduet2kit.corpus.readers import READERS
 from mmduet2kit.corpus.world import draw, plan
-from mmduet2kit.files import write_json
+from mmduet2kit.files import write_jsonl
 from mmduet2kit.manifest import cores
 from mmduet2kit.model import train_tokenizer
 from mmduet2kit.profile import load_profile
@@ -89,7 +89,7 @@ def main() -> None:
         (source / "speed.yaml").write_text(SETTINGS)
         profile = load_profile(str(source / "speed.yaml"))
         side_by_side(partial(film, profile.world, source), range(args.videos), cores())
-        write_json(source / "scenes" / "sft.json", [annotate(plan(profile.world, "sft", "train_web", k), "sft") for k in range(args.videos)])
+        write_jsonl(source / "scenes" / "sft.jsonl", [annotate(plan(profile.world, "sft", "train_web", k), "sft") for k in range(args.videos)])
         pipeline.look = searched
         for name, count in (("quarter", max(1, args.videos // 4)), ("all", args.videos)):
             out[name] = build(profile, source, source / name, count)
