@@ -22,12 +22,13 @@ SMOKE = "Smoke profile: these numbers mean nothing; they show that the code runs
 
 if str(FIGURES) not in sys.path:
     sys.path.append(str(FIGURES))
+script = importlib.import_module  # of figures/, by its name
 
 
 def scripts() -> dict[str, ModuleType]:
     """The scripts figures/fig*.py, tab*.py and ours*.py by name, in the order of their numbers, imported."""
     names = [path.stem for kind in ("fig[0-9]*", "tab[0-9]*", "ours[0-9]*") for path in sorted(FIGURES.glob(f"{kind}.py"))]
-    return {name: importlib.import_module(name) for name in names}
+    return {name: script(name) for name in names}
 
 
 def redraw(data: Path | str, out: Path | str) -> list[Path]:
@@ -42,11 +43,6 @@ def drawn(data: Path | str, out: Path | str) -> Iterator[tuple[str, ModuleType, 
     """Each of `scripts()` by name, with the files that it draws into `out` when it is asked for; tells how far it is."""
     for name, one in telling("drawn", found := scripts().items(), len(found)):
         yield name, one, one.draw(Path(data), Path(out))
-
-
-def script(name: str) -> ModuleType:
-    """A module of figures/, imported."""
-    return importlib.import_module(name)
 
 
 def write_report(run_dir: Path | str) -> Path:

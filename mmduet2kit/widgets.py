@@ -166,7 +166,7 @@ def sample_groups(evaluator: "Evaluator", segments: Sequence[Segment], seed: int
 def group(rollouts: "Sequence[Rollout]", segment: Segment, caption: str, tokenizer=None) -> HTML:
     """One prompt's rollouts side by side, behind their history: where each is pushed up or down, and its reward and advantage.
 
-    With a tokenizer also each token that the rollouts of the highest and the lowest advantage sampled, with the way it is pushed.
+    With a tokenizer also each token that they sampled, with the way it is pushed.
     """
     d, replies = segment.dialogue, [[(t, text) for t, text in r.turns if text != NO_REPLY] for r in rollouts]
     pushes = {f"rollout {k} ({a:+.2f})": a for k, a in enumerate(advantages([r.reward.total for r in rollouts]), 1)}
@@ -182,15 +182,15 @@ def group(rollouts: "Sequence[Rollout]", segment: Segment, caption: str, tokeniz
 
 
 def pushed(rollouts: "Sequence[Rollout]", pushes: Mapping[str, float], tokenizer) -> HTML:
-    """Turn by turn the tokens that the rollouts of the highest and of the lowest advantage sampled, each with its sign."""
-    ranked, rows = sorted(zip(pushes.values(), pushes, rollouts), key=lambda one: one[0]), [{"turn, s": f"{t:g}"} for t, _ in rollouts[0].turns]
-    for push, name, r in (ranked[-1], ranked[0]):
+    """Turn by turn the tokens that each rollout sampled, with their sign; the highest advantage first."""
+    rows = [{"turn, s": f"{t:g}"} for t, _ in rollouts[0].turns]
+    for (name, push), r in sorted(zip(pushes.items(), rollouts), key=lambda one: -one[0][1]):
         way = (push > 0) - (push < 0)
         runs = [[t for t, _ in run] for sampled, run in groupby(zip(r.completion, r.mask), lambda pair: pair[1]) if sampled]
         for row, run in zip(rows, runs):
             signed = " ".join("-0+"[way + 1] + tokenizer.decode([token]) for token in run)
             row[name] = Markup('<span style="background:#fff;color:{}">{}</span>').format(show.MARKS[way][1], signed)
-    return show.table(rows, "Tokens of the highest and the lowest advantage: + is pushed up (made likelier), - down, 0 neither", len(rows))
+    return show.table(rows, "Tokens of each rollout, the highest advantage first: + is pushed up (made likelier), - down, 0 neither", len(rows))
 
 
 def predictions(profile: Profile, model: str, seed: int) -> dict[str, list[tuple[float, str]]]:

@@ -220,6 +220,17 @@ def test_files_that_are_no_videos_are_passed_over(tmp_path):
     assert [c.video for c in own_videos(tmp_path, "web")] == ["a.MP4", str(Path("sub") / "c.mkv")]
 
 
+def test_a_linked_folder_is_told_and_a_linked_film_is_read(tmp_path):
+    for name in ("far/a.mp4", "films/b.mp4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "films" / "all.mp4").symlink_to(tmp_path / "far", target_is_directory=True)
+    (tmp_path / "films" / "more").symlink_to(tmp_path / "far", target_is_directory=True)
+    (tmp_path / "films" / "z.mp4").symlink_to(tmp_path / "far" / "a.mp4")
+    found = list(own_videos(tmp_path / "films", "web"))
+    assert found[:3:2] == [Bad(name, "a linked folder: build from it by itself") for name in ("all.mp4", "more")] and [c.video for c in found[1::2]] == ["b.mp4", "z.mp4"]
+
+
 @pytest.fixture
 def told(tmp_path, server, monkeypatch):  # noqa: F811
     """(server, folder of four own videos, the command that builds it); captions name the model that gave them."""

@@ -160,7 +160,7 @@ def test_a_group_stands_behind_its_history_with_the_question():
     assert "history (given)" not in widgets.group(three_rollouts(begun.rollout_times()), begun, "No history.").data
 
 
-def test_the_tokens_of_the_best_and_the_worst_rollout_bear_the_sign_of_their_push(tiny_model):  # noqa: F811
+def test_the_tokens_of_each_rollout_bear_the_sign_of_its_push(tiny_model):  # noqa: F811
     segment, tokenizer = make_segments()[0], tiny_model[1].tokenizer
     rollouts = three_rollouts(segment.rollout_times())
     for one in rollouts:
@@ -171,10 +171,10 @@ def test_the_tokens_of_the_best_and_the_worst_rollout_bear_the_sign_of_their_pus
     html = widgets.group(rollouts, segment, "Three rollouts.", tokenizer)
     rows = re.findall(r"<tr>(.*?)</tr>", html.data.rpartition("Tokens of")[2])
     names, first, second = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
-    assert names == ["turn, s", "rollout 3 (+1.00)", "rollout 1 (-1.00)"]
+    assert names == ["turn, s", "rollout 3 (+1.00)", "rollout 2 (+0.00)", "rollout 1 (-1.00)"]
     plain = lambda cell, sign: "".join(part[1:] for part in re.split(rf"(?:^| )(?=\{sign})", re.sub("<.*?>", "", cell)) if part)  # noqa: E731
-    assert [plain(first[1], "+"), plain(second[1], "+"), plain(first[2], "-")] == ["A blue ring.", NO_REPLY, NO_REPLY]
-    assert style.BLUE in first[1] and style.RED in first[2]
+    assert [plain(first[1], "+"), plain(second[1], "+"), plain(first[3], "-")] == ["A blue ring.", NO_REPLY, NO_REPLY]
+    assert style.BLUE in first[1] and style.RED in first[3]
     same = three_rollouts(segment.rollout_times(), (2.0, 2.0, 2.0))
     same[0].add(tokenizer("A")["input_ids"], [0.0])
     assert ">0A<" in widgets.group(same, segment, "No variance.", tokenizer).data

@@ -70,12 +70,13 @@ def stretch(clip: Clip) -> str:
 
 
 def own_videos(folder: Path, domain: str) -> Iterator[Clip | Bad]:
-    """Somebody's own videos under a folder, in order; files whose name is no video's are passed over."""
-    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS and (path.is_file() or path.is_symlink())]
+    """Somebody's own videos under a folder, in order; files whose name is no video's are passed over, linked folders told."""
+    paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if (p.suffix.lower() in VIDEOS or p.is_dir()) and (p.is_file() or p.is_symlink())]
     names = Counter(path.with_suffix("") for path in paths)
     for path in paths:
         told, name = str(path).encode(errors="replace").decode(), path.with_suffix("")
-        yield Clip(str(name if names[name] == 1 else path), "own", str(path), domain) if told == str(path) else Bad(told, "its name is not UTF-8: rename it")
+        fault = "its name is not UTF-8: rename it" if told != str(path) else "a linked folder: build from it by itself" if (folder / path).is_dir() else ""
+        yield Bad(told, fault) if fault else Clip(str(name if names[name] == 1 else path), "own", str(path), domain)
 
 
 def look(source: Path, out: Path, stored: float, tokens: int, clip: Clip) -> dict:
@@ -229,8 +230,8 @@ def join(plan: Plan, out: Path, shards: Sequence[Path]) -> None:
     names = sorted({str(path.relative_to(shard)) for shard in shards for path in shard.rglob("*.jsonl")})
     for name in names:
         write_atomic(out / name, (row for shard in shards for row in open(shard / name, "rb")))
-    for old in (path for path in out.glob("*_*.jsonl") if path.name not in names):  # of a build at other intervals
-        old.unlink()
+    for old in {path.name for path in out.glob("*_*.jsonl")} - {*names}:  # of a build at other intervals
+        (out / old).unlink()
     for shard in shards:
         ledger.add(read_json(shard / "ledger.json"))
         index |= read_json(shard / "frames.json")
