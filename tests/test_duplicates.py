@@ -40,7 +40,10 @@ def test_nothing_said():
 
 def test_a_failed_judgement_leaves_the_ratio():
     assert duplicate_proportion([[False, None, True]]).percent == 100
-    assert duplicate_proportion([[False, None]]).percent == 0
+    failed = duplicate_proportion([[False, None]])
+    assert (failed.percent, failed.table, failed.spans, failed.multi_spans, failed.unjudged) == (None, None, 0, 0, 1)
+    some = duplicate_proportion([[False, True]] * 9 + [[False, None, None]] + [[False]] * 3)
+    assert (some.percent, some.spans, some.multi_spans, some.table) == (75, 12, 9, None)  # 9 of 12; nine spans are too few for Table 2
 
 
 def test_flags_ask_only_about_new_texts():
@@ -97,7 +100,8 @@ def test_judge_failures():
     judge = TableJudge({"x": None})
     dropped = one(GOLD, [(4, "x"), (6, "broken")], judge, "benchmark")
     zero = one(GOLD, [(4, "x")], judge, "evaluator")
-    assert dropped.replies[0].score is None and dropped.failures == 1 and dropped.flags == [False, None]
+    assert dropped.replies[0].score is None and dropped.failures == 2 and dropped.flags == [False, None]
+    assert {"dup_spans": 0, "multi_spans": 0, "failures": 2}.items() <= totals([dropped]).items()
     assert zero.pauc == 0.05 and zero.failures == 1  # E5
 
 

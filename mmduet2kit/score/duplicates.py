@@ -34,16 +34,20 @@ def duplicate_flags(texts: Sequence[str], covered: Covered) -> list[bool | None]
 
 @dataclass(frozen=True)
 class Duplicates:
-    """total: sum of the spans' proportions; spans: those with a reply; multi_spans: with more than one."""
+    """total: sum of the spans' proportions; spans: those with a reply; multi_spans: with more than one.
+
+    unjudged: spans that these leave out, as of their replies after the first none was judged.
+    """
 
     total: float
     spans: int
     multi_spans: int
+    unjudged: int = 0
 
     @property
-    def percent(self) -> float:
-        """The unweighted mean over spans with a reply, times 100 (0 when there is none, as upstream)."""
-        return 100 * self.total / self.spans if self.spans else 0.0
+    def percent(self) -> float | None:
+        """The unweighted mean over spans with a reply, times 100 (0 when there is none, as upstream); None where all are unjudged."""
+        return 100 * self.total / self.spans if self.spans else None if self.unjudged else 0.0
 
     @property
     def table(self) -> float | None:
@@ -56,8 +60,10 @@ def duplicate_proportion(spans: Iterable[Sequence[bool | None]]) -> Duplicates:
 
     Per span: duplicates among replies 2..n over n - 1, and 0 for one reply. A mean of these ratios, not one
     ratio over all replies: [0,1,0], [0], [], [0,1] give 50, not 66.7. Repeats across spans are invisible.
+    A failed judgement (None) leaves its span, and a span of which it leaves nothing is left out too.
     """
     answered = [flags for flags in spans if flags]
-    judged = [[bool(flag) for flag in flags[1:] if flag is not None] for flags in answered]
-    total = sum(sum(flags) / len(flags) for flags in judged if flags)
-    return Duplicates(total, len(answered), sum(len(flags) > 1 for flags in answered))
+    judged = [[bool(flag) for flag in flags[1:] if flag is not None] for flags in answered if len(flags) > 1]
+    several = [flags for flags in judged if flags]
+    unjudged = len(judged) - len(several)
+    return Duplicates(sum(sum(flags) / len(flags) for flags in several), len(answered) - unjudged, len(several), unjudged)

@@ -10,6 +10,8 @@ from mmduet2kit.files import write_json
 from mmduet2kit.score import get_judge
 from mmduet2kit.score.embedding import CALIBRATION, EmbeddingJudge
 
+MOST = 0.999  # of a limit, and all are rounded down: of the world's texts no two different ones are nearer, and 1 is more than float32 gives to equal ones
+
 
 def calibrate(pairs: int = 4000, seed: int = 7) -> dict:
     """Choose the limits on half of random pairs of the world's texts, measure the agreement on the other half."""
@@ -35,7 +37,7 @@ def calibrate(pairs: int = 4000, seed: int = 7) -> dict:
             if name == "4":
                 value = np.minimum(value, [judge.near(said, [gold]) for gold, said in made])
             truth = np.array([exact.correctness("", *pair, int(name)) * 2 / int(name) for pair in made])
-        grid = np.quantile(value, np.linspace(0, 1, 101))
+        grid = np.unique(np.minimum(np.floor(np.quantile(value, np.linspace(0, 1, 101)) * 1e4) / 1e4, MOST)).tolist()
         first, second = np.arange(pairs) % 2 == 0, np.arange(pairs) % 2 == 1
 
         def share(low: float, high: float, chosen: np.ndarray) -> float:
@@ -43,7 +45,7 @@ def calibrate(pairs: int = 4000, seed: int = 7) -> dict:
 
         choices = [(low, high) for low in grid for high in grid if low == high or name != "covered" and low < high]
         best = max(choices, key=lambda choice: share(*choice, first))
-        limits[name] = round(float(best[0]), 4) if name == "covered" else [round(float(x), 4) for x in best]
+        limits[name] = best[0] if name == "covered" else list(best)
         agreement[name] = round(share(*best, second), 4)
     return {"limits": limits, "agreement_with_exact": agreement, "pairs": pairs, "seed": seed}
 
