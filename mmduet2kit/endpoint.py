@@ -15,8 +15,10 @@ import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from .errors import UserError, whole_number
+from .score.judges import MOST_DROPPED
 
 TOKENS = ("prompt_tokens", "completion_tokens")
+LARGEST = 4 << 20  # of an answer in bytes, and of the tokens that one may say it cost
 
 
 class Endpoint:
@@ -50,19 +52,21 @@ class Endpoint:
         key: of the cache; messages and whatever decides the answer must be in it. options: of the request (max_tokens, ...).
         """
         with self.lock:
-            row = self._kept("select answer from answers where key = ?", key)
-            if row:
+            if row := self._kept("select answer from answers where key = ?", key):
                 self.counts["from_cache"] += 1
                 return row[0]
+        spent = {}
         try:
             for attempt in Retrying(**self.retry):
                 with attempt:
-                    text, usage = self._post({"model": self.model, "messages": messages, "temperature": 0.0, "max_tokens": 2048} | options)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError):
-            return self.count(asked=1, failed=1)
-        self.count(asked=1, **({k: v for k, v in usage.items() if k in TOKENS and isinstance(v, int)} if isinstance(usage, dict) else {}))
-        answer = parse(text)
-        if answer is None:
+                    said = self._post({"model": self.model, "messages": messages, "temperature": 0.0, "max_tokens": 2048} | options)
+            if isinstance(usage := said.get("usage"), dict):
+                spent = {k: v for k, v in usage.items() if k in TOKENS and type(v) is int and 0 <= v <= LARGEST}
+            text = str(said["choices"][0]["message"]["content"])
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return self.count(asked=1, failed=1, **spent)
+        self.count(asked=1, **spent)
+        if (answer := parse(text)) is None:
             return self.count(unparsed=1)
         with self.lock:
             self._kept("insert or replace into answers values (?, ?)", key, answer)
@@ -84,13 +88,13 @@ class Endpoint:
         return f"{text}; {tokens / seconds:.0f} tokens/s; 52,000 videos (paper, section 3) so: {much:.3g} million tokens, {hours:.3g} h"
 
     def settle(self, seconds: float = 0.0) -> None:
-        """UserError where more than a fifth of what was asked since the last call failed: what would be made of that had holes for ever.
+        """UserError where more than MOST_DROPPED of what was asked since the last call failed: what would be made of that had holes for ever.
 
         seconds: that the work took since then.
         """
         seconds and self.count(seconds=seconds)
         since, self.settled = self.counts - self.settled, Counter(self.counts)
-        if since["failed"] > since["asked"] / 5:
+        if since["failed"] > MOST_DROPPED * since["asked"]:
             raise UserError(f"{self.url} gave the {self.who} no answer to {since['failed']} of {since['asked']} questions: "
                             "see that it is up, and start again; what it answered is kept.")  # fmt: skip
 
@@ -110,18 +114,22 @@ class Endpoint:
             except sqlite3.Error as error:
                 raise UserError(f"{place} is not a cache of judgements ({error}): give another file.") from None
 
-    def _post(self, body: dict) -> tuple[str, object]:
+    def _post(self, body: dict):
+        """What the server says to this, parsed; httpx.ReadTimeout where the whole of it does not come in time, or does not end."""
         with self.lock:  # each request has its turn
             wait, self.next = self.next - time.monotonic(), max(self.next, time.monotonic()) + self.every
-        if self.every and wait > 0:
-            time.sleep(wait)
-        reply = self.client.post(f"{self.url}/chat/completions", json=body)
-        if reply.status_code in (401, 403, 404):
-            raise UserError(f"{self.url} answers {reply.status_code} to the {self.who.split()[0]}'s model {self.model!r}: "
-                            f"check OPENAI_BASE_URL, OPENAI_API_KEY and {self.variable}.")
-        reply.raise_for_status()
-        said = json.loads(reply.text)
-        return str(said["choices"][0]["message"]["content"]), said.get("usage")
+        time.sleep(max(0.0, wait))
+        said, until = b"", time.monotonic() + self.client.timeout.read
+        with self.client.stream("POST", f"{self.url}/chat/completions", json=body) as reply:
+            if reply.status_code in (401, 403, 404):
+                raise UserError(f"{self.url} answers {reply.status_code} to the {self.who.split()[0]}'s model {self.model!r}: "
+                                f"check OPENAI_BASE_URL, OPENAI_API_KEY and {self.variable}.")
+            reply.raise_for_status()
+            for part in reply.iter_bytes():
+                said += part
+                if time.monotonic() > until or len(said) > LARGEST:
+                    raise httpx.ReadTimeout("its answer is too slow, or too long")
+        return json.loads(said.decode(errors="replace"))
 
     def count(self, **more: float) -> None:
         """So much more of what `counts` has under these names."""

@@ -4,7 +4,6 @@ What `mmduet2 evaluate` does with it is in evaluation.py.
 """
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -98,9 +97,7 @@ class Evaluator:
         """One row a record with the sums of per_video.csv; latency only where `onsets` are given."""
         with ThreadPoolExecutor(self.judge.parallel) as pool:
             rows = list(telling("evaluated by the judge, questions", pool.map(lambda w: self._row(w, onsets), watched), len(watched)))
-        counts = getattr(self.judge.judge, "counts", Counter())
-        if counts["asked"] and counts["asked"] == counts["failed"] and not counts["from_cache"]:
-            raise UserError(f"the judge gave no answer to any of {counts['asked']} questions: see that it is up, and start again; predictions are kept.")
+        self.judge.settle()
         return rows
 
     def _row(self, watched: Watched, onsets: dict | None) -> dict:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .corpus.build import Dataset
-from .corpus.world import facts
 from .engines import VLLMEngine
 from .errors import UserError
 from .evaluate import Evaluator, Watched, choose_threshold, load_head, load_onsets, pooled, to_prediction
@@ -20,6 +19,7 @@ from .model import checkpoint, load_to_play
 from .profile import Profile, add_profile_arguments, load_profile, positive, share
 from .progress import lines, run_commands
 from .protocols import Pieces, official
+from .score import of_the_world
 
 EXTRAS = {"offline", "po", "speed", "ahead"}
 
@@ -111,8 +111,7 @@ def wanted(args, profile: Profile, dataset: Dataset) -> Wanted | None:
     if strange := set(domains) - set(profile.video.test_frames_per_turn):
         raise UserError(f"How many frames a turn of {min(strange)!r} has is not told: add it to video.test_frames_per_turn of the profile.")
     gold = [answer["content"] for record in records if record["domain"] in domains for answer in record["answer"]]
-    if gold and profile.judge.name == "exact" and not any(map(facts, gold)):
-        raise UserError("The judge exact knows the procedural world's sentences only: set `judge: {name: embedding}` or llm in the profile.")
+    of_the_world(profile.judge.name, gold)
     if extras & {"speed", "ahead"} and (args.shard[1] > 1 or args.parallel > 1):
         raise UserError("speed is measured by one process that has the machine to itself: leave --shard and --parallel out.")
     return Wanted(domains, intervals, extras)

@@ -1,5 +1,9 @@
 """The reply duplicate proportion, and the three forms in which a question of the benchmark is scored."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import pytest
 
 from mmduet2kit.score import (
@@ -148,6 +152,31 @@ def test_memo_judge_asks_again_where_the_judge_failed():
     judge.correctness = lambda *given: next(answers)
     memo = MemoJudge(judge)
     assert [memo.correctness("q", "g", "x", 4) for _ in range(3)] == [None, 3.0, 3.0]
+
+
+def test_memo_judge_asks_once_for_threads_with_the_same_question():
+    """One asks and the others wait, for its failure too; a question of its own waits for nobody."""
+    asked, begun = [], Event()
+
+    def slow(question, gold, said, top):
+        asked.append(said)
+        begun.set()
+        time.sleep(0.1)
+        return None if said == "bad" else 3.0
+
+    judge = TableJudge()
+    judge.correctness = slow
+    memo = MemoJudge(judge)
+    with ThreadPoolExecutor(8) as pool:
+        for said, score in ("same", 3.0), ("bad", None):
+            begun.clear()
+            first = pool.submit(memo.correctness, "q", "g", said, 4)
+            begun.wait()
+            assert [*pool.map(lambda _: memo.correctness("q", "g", said, 4), range(7)), first.result()] == [score] * 8  # noqa: B023
+        assert asked == ["same", "bad"] and memo.correctness("q", "g", "bad", 4) is None and len(asked) == 3
+        started = time.monotonic()
+        list(pool.map(lambda k: memo.correctness("q", "g", k, 4), range(8)))
+        assert time.monotonic() - started < 0.6
 
 
 def test_errors():

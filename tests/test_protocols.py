@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import shutil
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_json, read_jsonl
 from mmduet2kit.profile import load_profile
 from mmduet2kit.protocols import poll, push
+from mmduet2kit.score import MemoJudge
 
 from played import make_tiny
 from test_honesty import quiet, small_profile
@@ -204,8 +204,8 @@ def run(world, tmp_path, monkeypatch):
     read_index.cache_clear()
     (tmp_path / "mine.yaml").write_text(
         f"name: bench\nextends: tiny\ndataset: {world / 'all'}\njudge: {{name: embedding}}\nmodel: {{path: {world / 'model'}}}\nevaluate: {{batch: 1, max_new_tokens: 6}}\n")
-    judge = SimpleNamespace(name="short", correctness=lambda question, gold, said, most: float(len(said) % (most + 1)), covered=lambda before, said: said in before)
-    monkeypatch.setattr(evaluate, "judge_of", lambda profile: SimpleNamespace(parallel=2, judge=judge, correctness=judge.correctness, covered=judge.covered))
+    judge = SimpleNamespace(name="short", parallel=2, correctness=lambda question, gold, said, most: float(len(said) % (most + 1)), covered=lambda before, said: said in before)
+    monkeypatch.setattr(evaluate, "judge_of", lambda profile: MemoJudge(judge))
     return lambda *options: cli.main(["evaluate", "--profile", "mine.yaml", "--model", "base", *options])
 
 
@@ -299,9 +299,9 @@ def test_questions_domains_and_development_videos_that_are_not_there(world, tmp_
 
 
 def test_a_judge_that_never_answers_stops_and_keeps_what_was_said():
-    judge = SimpleNamespace(counts=Counter(asked=4, failed=4), correctness=lambda *_: None, covered=lambda *_: None)
+    judge = SimpleNamespace(name="gone", correctness=lambda *_: None, covered=lambda *_: None)
     evaluator = evaluate.Evaluator(load_profile("tiny"), None, None, None)
-    evaluator.judge = SimpleNamespace(parallel=1, judge=judge, correctness=judge.correctness, covered=judge.covered)
+    evaluator.judge = MemoJudge(judge)
     record = {"question_id": "q", "conversation": [{"time": 0.0, "content": "Q"}], "answer": [{"content": "A", "reply_timespan": [0, 9], "related_timespan": [0, 8]}]}
-    with pytest.raises(UserError, match="no answer to any of 4"):
+    with pytest.raises(UserError, match="no usable answer to 1 of 1 questions"):
         evaluator.score([evaluate.Watched(record, [(1.0, "B")], 9)])

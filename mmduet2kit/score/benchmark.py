@@ -98,8 +98,7 @@ def score_question(gold: Iterable[tuple[float, float, str, float | None]], repli
             first, value = scores[0] if scores and scores[0] is not None else NO_ANSWER, None
         elif start < end or not rules.late_worse:
             points = [(reply.time, reply.score) for reply in scored if reply.score is not None]
-            limit = related_end if rules.late_worse else None
-            value = pauc((start, end), points, rules.max_score, omega, related_end=limit)
+            value = pauc((start, end), points, rules.max_score, omega, related_end=related_end if rules.late_worse else None)
         turns.append(TurnScore(start, end, text, scored, value, first, failures + flags.count(None)))
     return turns
 
@@ -125,8 +124,5 @@ def totals(turns: Iterable[TurnScore]) -> dict[str, float]:
     turns = list(turns)
     values = [turn.pauc for turn in turns if turn.pauc is not None]
     duplicates = duplicate_proportion(turn.flags for turn in turns)
-    return dict(
-        spans=len(values), pauc_sum=sum(values), dup_spans=duplicates.spans, dup_sum=duplicates.total,
-        multi_spans=duplicates.multi_spans, immediate=len(turns) - len(values),
-        immediate_sum=sum(turn.immediate or 0.0 for turn in turns), failures=sum(t.failures for t in turns),
-    )  # fmt: skip
+    return dict(spans=len(values), pauc_sum=sum(values), dup_spans=duplicates.spans, dup_sum=duplicates.total, multi_spans=duplicates.multi_spans,
+                immediate=len(turns) - len(values), immediate_sum=sum(t.immediate or 0.0 for t in turns), failures=sum(t.failures for t in turns))  # fmt: skip

@@ -24,11 +24,9 @@ def duplicate_flags(texts: Sequence[str], covered: Covered) -> list[bool | None]
     """
     flags, earlier = [], []
     for text in texts:
-        if text in earlier:
-            flags.append(True)
-            continue
-        flags.append(covered(list(earlier), text) if earlier else False)
-        earlier.append(text)
+        flags.append(text in earlier or bool(earlier) and covered(list(earlier), text))
+        if text not in earlier:
+            earlier.append(text)
     return flags
 
 

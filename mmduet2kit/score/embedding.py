@@ -36,8 +36,7 @@ class EmbeddingJudge:
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Embed the sentences of many texts at once, which takes a quarter of the time that one by one takes."""
-        new = sorted({part for text in texts for part in _sentences(text)} - self.vectors.keys())
-        if new:
+        if new := sorted({part for text in texts for part in _sentences(text)} - self.vectors.keys()):
             found = self.model.encode(new, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
             self.vectors |= zip(new, found, strict=True)
 

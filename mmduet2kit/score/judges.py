@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 from ..errors import UserError
 
+MOST_DROPPED = 0.2  # of judgements: a dropped one counts like silence, so with more the numbers tell of the judge, not the replies
 Fact = tuple[str, str, str | None]  # (colour, shape, motion); motion None: not stated
 
 
@@ -70,20 +72,39 @@ def _matches(gold: Fact, stated: Fact) -> bool:
 
 
 class MemoJudge:
-    """Asks the judge it wraps once per distinct input, and again where that failed; `parallel` is how many questions it takes at a time."""
+    """Asks the judge it wraps once per distinct input, and again where that failed; `parallel` is how many questions it takes at a time.
+
+    Of threads with the same question at the same time one asks, and the others wait for what it gets.
+    """
 
     def __init__(self, judge: Judge):
-        self.judge, self.name, self.parallel, self._known = judge, judge.name, getattr(judge, "parallel", 1), {}
+        self.judge, self.name, self.parallel, self._known, self._asking = judge, judge.name, getattr(judge, "parallel", 1), {}, {}
         self.correctness = partial(self._once, judge.correctness)
 
     def covered(self, history: Sequence[str], text: str) -> bool | None:
         """As `Judge.covered`; `judge` gets the history as a tuple."""
         return self._once(self.judge.covered, tuple(history), text)
 
+    def settle(self) -> None:
+        """UserError where more than MOST_DROPPED of the distinct inputs so far are without an answer."""
+        failed, asked = sum(answer is None for answer in self._known.values()), len(self._known)
+        if failed > MOST_DROPPED * asked:
+            raise UserError(f"The judge gave no usable answer to {failed} of {asked} questions: see that its endpoint works and start again; answers are kept.")
+
     def _once(self, ask: Callable, *given):
-        if (answer := self._known.get(given)) is None and (answer := ask(*given)) is not None:
-            self._known[given] = answer
-        return answer
+        again = given in self._known
+        with self._asking.setdefault(given, Lock()):
+            if given not in self._known or again and self._known[given] is None:
+                self._known[given] = ask(*given)
+        return self._known[given]
+
+
+def of_the_world(name: str, gold: Sequence[str]) -> bool:
+    """Are at least half of these gold answers sentences of the procedural world? UserError where not, and the judge knows no others."""
+    found = 2 * sum(map(bool, map(get_judge("exact").facts, gold))) >= len(gold)
+    if name == "exact" and not found:
+        raise UserError("The judge exact knows the procedural world's sentences only: take embedding or llm (--judge; in a profile `judge: {name: llm}`).")
+    return found
 
 
 def judge_of(profile, cache: Path | str | None = None) -> MemoJudge:

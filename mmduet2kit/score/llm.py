@@ -2,7 +2,8 @@
 
 The scales are those of the paper's judges (upstream: five levels in training, three in evaluation, yes or no for repetition);
 the prompts are the kit's own. Texts to be judged are handed over as JSON strings and called data, so a reply cannot end its
-own quotation, and only an answer that is nothing but a level counts: anything else is a failure, counted and never scored.
+own quotation, with every < as \\u003c, so that none holds a special token (<|im_start|>) that would open a turn of the chat.
+Only an answer that is nothing but a level counts: anything else is a failure, counted and never scored.
 """
 
 import json
@@ -15,9 +16,7 @@ import yaml
 from ..endpoint import Endpoint
 from ..files import sha256_text
 
-VERSION = "1"  # of the prompts: part of every key of the cache
-_TEXTS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text())
-PROMPTS = {4: _TEXTS["correctness_4"], 2: _TEXTS["correctness_2"], "covered": _TEXTS["covered"]}
+PROMPTS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text())
 THINKING = re.compile(r"^\s*<think>.*?</think>", re.S)
 
 
@@ -47,11 +46,12 @@ class LLMJudge:
         return None if answer is None else answer == "yes"
 
     def _ask(self, task, texts: dict[str, str], wanted: str) -> str | None:
-        body = json.dumps(texts, ensure_ascii=False, indent=1)
-        key = sha256_text(json.dumps([VERSION, self.endpoint.model, task, body]))
+        body = json.dumps(texts, ensure_ascii=False, indent=1).replace("<", "\\u003c")
+        messages = [{"role": "system", "content": PROMPTS[task]}, {"role": "user", "content": body}]
+        key = sha256_text(json.dumps([self.endpoint.model, messages]))
 
         def level(text: str) -> str | None:
             answer = THINKING.sub("", text).strip().rstrip(".").lower()
             return answer if re.fullmatch(wanted, answer) else None
 
-        return self.endpoint.ask(key, [{"role": "system", "content": PROMPTS[task]}, {"role": "user", "content": body}], level)
+        return self.endpoint.ask(key, messages, level)

@@ -61,9 +61,5 @@ def all_rules(items: Iterable[tuple[float, float, float, str, Replies]], toleran
     items = list(items)
     official = [(moment, output, polled(asked, moment, replies)) for asked, _, moment, output, replies in items]
     own = [(middle, output, replies) for _, middle, _, output, replies in items]
-    return {
-        "accuracy_first_reply": accuracy(own, first_reply_rule, tolerance),
-        "accuracy_time": accuracy(official, time_rule, tolerance),
-        "accuracy_time_content": accuracy(official, time_content_rule, tolerance),
-        "n": len(items),
-    }
+    rules = {"first_reply": (own, first_reply_rule), "time": (official, time_rule), "time_content": (official, time_content_rule)}
+    return {f"accuracy_{name}": accuracy(some, rule, tolerance) for name, (some, rule) in rules.items()} | {"n": len(items)}

@@ -17,7 +17,7 @@ from ..dialogue import NO_REPLY, Segment, Turn
 from ..engines import Session
 from ..errors import UserError
 from ..profile import RL
-from ..score import Reward, proactive_reward
+from ..score import MOST_DROPPED, Reward, proactive_reward
 from ..stream import Sampler, Spoken
 
 
@@ -155,7 +155,6 @@ def judge_rollouts(rollouts: list[Rollout], segments: Sequence[Segment], judge, 
     return time.perf_counter() - started
 
 
-MOST_DROPPED = 0.2  # of a step's judgements: a dropped one counts like silence, so with more the advantages tell of the judge, not the replies
 TERMS = ("pauc", "rep", "in_span", "pfx")
 
 
