@@ -143,8 +143,55 @@ def test_streamingbench_own_files(tmp_path):
     assert found == {"accuracy_first_reply": 50.0, "accuracy_time": 100.0, "accuracy_time_content": 50.0, "n": 2}
 
 
+@pytest.mark.parametrize("judge", ["exact", "embedding"])
+def test_text_that_is_not_the_worlds_is_refused_or_told(tmp_path, capsys, letters, judge):
+    given, out = files(tmp_path, [record("1", ("A man opens the fridge.", [0, 10]))], [("1", [said("A man opens it.", 2)])]), tmp_path / "out.json"
+    assert run(*given, "--judge", judge, "--json", out) == (2 if judge == "exact" else 0)
+    told = capsys.readouterr()
+    if judge == "exact":
+        assert told.out == "" and told.err.count("\n") == 1 and "knows the procedural world's sentences only" in told.err
+    else:
+        assert "nearly a verbatim matcher" in told.out and "nearly a verbatim matcher" in json.loads(out.read_text())["judge_note"]
+        assert run(*files(tmp_path, [record("1", (RED, [0, 10]))], [("1", [])]), "--judge", judge) == 0
+        assert "verbatim matcher" not in capsys.readouterr().out
+
+
+def test_streamingbench_without_its_option_is_refused(tmp_path, capsys):
+    question = {"question": "Q", "time_stamp": "00:00:10", "ground_truth_time_stamp": "00:00:20", "ground_truth_output": "A"}
+    given = files(tmp_path, [{"video_path": "v1.mp4", "questions": [question]}], [("v1_0", [said("A", 20)])])
+    assert run(*given, "--judge", "exact") == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1 and "'v1_0' is of StreamingBench" in told.err and "--proactive-output" in told.err
+
+
+@pytest.mark.parametrize("time, seconds", [("0:00:11", 11), ("01:02:03.5", 3723.5), (11, 11), ("11", 11), ("00:10", None), ("1:2:3:4", None), (True, None), ("soon", None)])
+def test_the_times_of_streamingbench(tmp_path, capsys, time, seconds):
+    """HH:MM:SS as in its files, or seconds; a 00:10 was read as ten minutes."""
+    question = {"question": "Q", "time_stamp": 0, "ground_truth_time_stamp": time, "ground_truth_output": "A"}
+    given = files(tmp_path, [{"video_path": "v1.mp4", "questions": [question]}], [("v1_0", [said("A", seconds or 0)])])
+    assert run(*given, "--proactive-output", "--window", "0.1", "--json", tmp_path / "out.json") == (0 if seconds else 2)
+    if seconds:
+        assert json.loads((tmp_path / "out.json").read_text())["proactive_output"]["domains"]["WEB"]["accuracy_time_content"] == 100
+    else:
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "record 1: ground_truth_time_stamp" in error
+
+
+def test_a_reply_to_a_moved_immediate_span_is_not_outside(tmp_path):
+    """evaluator moves a span of 0.3 s at 5 s to its question at 4 s, whose reply it scores; benchmark moves none."""
+    given = files(tmp_path, [record("1", (RED, [5.0, 5.3]), users=[user("And now?", 4.0)])], [("1", [said(RED, 4.0)])])
+    assert run(*given, "--judge", "exact", "--json", tmp_path / "out.json") == 0
+    forms = json.loads((tmp_path / "out.json").read_text())["forms"]
+    assert (forms["evaluator"]["WEB"]["outside"], forms["evaluator"]["WEB"]["immediate_score"]) == (0, 2)
+    assert (forms["benchmark"]["WEB"]["outside"], forms["benchmark"]["WEB"]["immediate"]) == (1, 0)
+
+
 @pytest.mark.parametrize("annotations, predictions, says", [
     ("[1", "", "is not valid JSON"),
+    ('[{"questions": [{"question": "When?", "ground_truth_output": "A"}]}]', "", "no video_path at the question 'When\\?'"),
+    (json.dumps([record("1", ("x", [0, True]))]), "", "reply_timespan.1: Value error, True is neither a number of seconds"),
+    (json.dumps([record("1", ("x", [0, 1]))]),
+     '{"question_id": "1", "model_response_list": [{"role": "assistant", "content": "x", "time": true}]}', "time: Value error, True is neither"),
     ("{}", "", "holds dict, not a list of records"),
     ("[]", "", "no questions to score"),
     ('[{"question_id": "1"}]', "", "record 1: conversation: Field required"),
