@@ -202,7 +202,8 @@ def test_another_prompt_asks_anew(server, judge, monkeypatch):
 
 
 @pytest.mark.parametrize("covered, bad, answer, failed", [
-    (True, 7, (400, b"no"), 7), (True, 6, (400, b"no"), None), (False, 4, "score 5", 8), (False, 3, "score 5", None), (False, 10, (400, b"no"), 20)])  # fmt: skip
+    (True, 7, (400, b"no"), 7), (True, 6, (400, b"no"), None), (False, 4, "score 5", 8), (False, 3, "score 5", None),
+    (False, 10, (400, b"no"), 20)])  # fmt: skip
 def test_score_gives_no_numbers_when_more_than_a_fifth_was_not_judged(server, tmp_path, capsys, monkeypatch, covered, bad, answer, failed):
     """Ten questions, two replies each: 20 judgements of what is right and 10 of what is said again; a repeated call pays for the rest only."""
     monkeypatch.chdir(tmp_path)

@@ -164,7 +164,8 @@ def test_streamingbench_without_its_option_is_refused(tmp_path, capsys):
     assert told.out == "" and told.err.count("\n") == 1 and "'v1_0' is of StreamingBench" in told.err and "--proactive-output" in told.err
 
 
-@pytest.mark.parametrize("time, seconds", [("0:00:11", 11), ("01:02:03.5", 3723.5), (11, 11), ("11", 11), ("00:10", None), ("1:2:3:4", None), (True, None), ("soon", None)])
+@pytest.mark.parametrize("time, seconds", [
+    ("0:00:11", 11), ("01:02:03.5", 3723.5), (11, 11), ("11", 11), ("00:10", None), ("1:2:3:4", None), (True, None), ("soon", None)])  # fmt: skip
 def test_the_times_of_streamingbench(tmp_path, capsys, time, seconds):
     """HH:MM:SS as in its files, or seconds; a 00:10 was read as ten minutes."""
     question = {"question": "Q", "time_stamp": 0, "ground_truth_time_stamp": time, "ground_truth_output": "A"}
