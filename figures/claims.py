@@ -12,12 +12,14 @@ import yaml
 from bootstrap import Resampler
 from drawings import UNDRAWN, why
 from mmduet2kit.errors import UserError
-from mmduet2kit.files import sha256_text, write_json
+from mmduet2kit.files import read_csv, sha256_text, write_json
 from stages import stages
 from tables import FAIL, FIGURES, NOT_RUN, PAPER, STUDY, NotRun, Run, figure_of, number, select
 
 MATCH, TREND, DIFFERS, FAIL_AS_PAPER = "MATCH", "TREND", "DIFFERS", "FAIL-AS-PAPER"
 VERDICTS = (MATCH, TREND, DIFFERS, FAIL_AS_PAPER, NOT_RUN)
+CLAIMS, TARGETS = FIGURES / "claims.yaml", FIGURES / "targets.yaml"
+SHARE = FIGURES.parent / "tests" / "benchmarks" / "results" / "offline_share.csv"
 SURE = 0.975  # share of resamples in which a rule must hold: one side of a 95 percent interval
 
 
@@ -37,11 +39,12 @@ class Source:
 
     def __init__(self, run: Run, per_video: Resampler | None = None) -> None:
         self.per_video, self.curves = per_video or Resampler([]), run.rows("figure5.csv")
-        self.tables = {k: run.rows(f"table{k}.csv") for k in range(2, 8)} | {"silence": run.rows("silence.csv")}
+        self.tables = {k: run.rows(f"table{k}.csv") for k in range(2, 8)} | {"silence": run.rows("silence.csv"), "at": self.curves}
         self.run = run
         for row in self.tables[3]:  # the paper counts no decisions, but both models saw the same videos
             wall = number(row.get("wall_s"))
             row["wall_per_decision"] = "" if wall is None else wall / (number(row.get("decisions")) or 1)
+        self.tables["share"] = read_csv(SHARE) if SHARE.is_file() and not run.smoke else []
         self.tables["sweep"] = sweep = run.rows("threshold_sweep.csv")
         for row in sweep:
             alike = [value for other in select(sweep, seed=row["seed"], domain=row["domain"]) if (value := number(other["pauc"])) is not None]
@@ -56,6 +59,8 @@ class Source:
             return self._curve(column, **filters), False, None
         if table == "log":
             return self._log(column, **filters), False, None
+        if table == "both":
+            return self._both(column, **filters), False, None
         rows = [r for r in select(self.tables[table], **filters) if r.get("status", "ok") != NOT_RUN]
         failed, found = any(row.get("status") == FAIL for row in rows), {}
         for seed in dict.fromkeys(row.get("seed", "") for row in rows):
@@ -84,6 +89,18 @@ class Source:
             raise NotRun(f"no training log of {model}: {column}")
         return found
 
+    def _both(self, column: str, model: str, other: str, domain: str) -> dict[str, float]:
+        """A model's mean latency in s on the questions that it and another answer rightly after the onset."""
+        rows = [row for row in select(self.run.rows("per_video.csv"), experiment="T2", domain=domain) if number(row["latency_n"])]
+        mine, theirs = ([row for row in rows if row["model"] == name] for name in (model, other))
+        shared = {(row["seed"], row["question_id"]) for row in theirs}
+        sums: dict[str, list] = {}
+        for row in (row for row in mine if (row["seed"], row["question_id"]) in shared):
+            sums.setdefault(row["seed"], []).append((float(row[column.replace("_s", "_sum")]), float(row["latency_n"])))
+        if not sums:
+            raise NotRun(f"no question of {domain} that {model} and {other} both answer rightly")
+        return {seed: sum(a for a, _ in pairs) / sum(n for _, n in pairs) for seed, pairs in sums.items()}
+
     def _curve(self, feature: str, metric: str, domain: str) -> dict[str, float]:
         found: dict[str, list] = {}
         for row in select(self.curves, domain=domain):
@@ -99,7 +116,7 @@ class Source:
 
 
 def _functions(lookup: Callable) -> dict[str, Callable]:
-    tables = {**{f"t{k}": k for k in range(2, 8)}, "f5": "f5", "log": "log", "silence": "silence", "sweep": "sweep"}
+    tables = {**{f"t{k}": k for k in range(2, 8)}, "f5": "f5"} | {name: name for name in ("log", "silence", "sweep", "both", "at", "share")}
     return {name: lambda column, _of=of, **filters: lookup(_of, column, filters) for name, of in tables.items()}
 
 
@@ -171,7 +188,7 @@ def verdict(claim: Mapping, kit: Mapping, paper: Mapping | None) -> tuple[str, s
     return TREND, f"the rule holds, but {away:.2f} from the paper's value (tolerance {claim['tolerance']})"
 
 
-def read_claims(path: Path = FIGURES / "claims.yaml") -> list[dict]:
+def read_claims(path: Path = CLAIMS) -> list[dict]:
     """The claims with their `for` loops unrolled."""
     claims = []
     for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
@@ -193,21 +210,28 @@ def _filled(node, name: str, text: str):
     return node.replace(name, text) if isinstance(node, str) else node
 
 
-def explained(claim: Mapping, source: Source) -> str:
-    """What the run's experiments say about a claim that DIFFERS (`because`); an experiment that was not run says nothing."""
+def explained(claim: Mapping, source: Source, key: str = "because") -> str:
+    """What the run's experiments say about a claim that DIFFERS (`because`), or about any (`beside`); one that was not run says nothing."""
+    means = _functions(lambda *which: statistics.mean(source.values(*which)[0].values()))
+    seeds = _functions(lambda *which: np.array(list(source.values(*which)[0].values())))
+
+    def shown(value):
+        if not isinstance(value, dict):
+            return evaluate(value, means)
+        return ", ".join(f"{one:.3g}" for one in evaluate(value["each"], seeds))
+
     told = []
-    for one in claim.get("because", ()):
-        functions = _functions(lambda *key: statistics.mean(source.values(*key)[0].values()))
+    for one in claim.get(key, ()):
         try:
-            told.append(one["words"].format(*(evaluate(text, functions) for text in one["values"])))
+            told.append(one["words"].format(*map(shown, one["values"])))
         except UNDRAWN:
             continue
     return " ".join(told)
 
 
-def rules_hash(path: Path = FIGURES / "claims.yaml") -> str:
+def rules_hash(path: Path = CLAIMS) -> str:
     """Digest of all that decides a verdict, without prose: frozen before the claims' seeds are run."""
-    prose = ("sentence", "source", "unit", "guard_words", "because")
+    prose = ("sentence", "source", "unit", "guard_words", "because", "beside")
     deciding = [{key: value for key, value in claim.items() if key not in prose} for claim in read_claims(path)]
     return sha256_text(json.dumps(deciding, sort_keys=True))
 
@@ -220,7 +244,7 @@ def _how(kit: Mapping) -> str:
     return seeds if many and kit["below"] else f"{seeds}: interval over {'seeds' if many else kit['below'][0]} only"
 
 
-def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[dict]:
+def judge_all(data: Path | str, path: Path = CLAIMS) -> list[dict]:
     """Every claim's entry for claims.json, in order; a smoke run is not judged."""
     run, entries, theirs = Run(Path(data)), [], Source(Run(PAPER))
     try:
@@ -228,7 +252,7 @@ def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[di
     except UNDRAWN as error:
         ours, broken = None, why(error)
     for claim in read_claims(path):
-        paper, kit, because = None, None, ""
+        paper, kit, because, beside = None, None, "", ""
         try:
             paper = measure({**claim, "guard": "1"}, theirs)
             said, _ = verdict({**claim, "tolerance": claim["tolerance"] or 0}, paper, paper)
@@ -240,11 +264,11 @@ def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[di
             kit = measure(claim, ours)
             word, reason = verdict(claim, kit, paper)
             reason = f"{reason} ({_how(kit)})"
-            because = explained(claim, ours) if word == DIFFERS else ""
+            because, beside = explained(claim, ours) if word == DIFFERS else "", explained(claim, ours, "beside")
         except UNDRAWN as error:
             kit, word, reason = None, NOT_RUN, why(error)
         if run.smoke:
-            word, reason, because = NOT_RUN, "smoke profile: its numbers mean nothing", ""
+            word, reason, because, beside = NOT_RUN, "smoke profile: its numbers mean nothing", "", ""
         shown = kit if kit and not run.smoke else {"per_seed": [], "seeds": [], "interval": None}
         entries.append({
             "id": claim["id"], "sentence": claim["sentence"], "unit": claim["unit"],
@@ -252,7 +276,7 @@ def judge_all(data: Path | str, path: Path = FIGURES / "claims.yaml") -> list[di
             "kit": [_round(value) if np.isfinite(value) else FAIL for value in shown["per_seed"]],
             "seeds": shown["seeds"], "interval": shown["interval"] and list(map(_round, shown["interval"])),
             "rule": f"value = {claim['value']}; {claim['rule']}", "tolerance": claim["tolerance"],
-            "verdict": word, "paper_verdict": said, "reason": reason, "explained": because, "source": claim["source"]})
+            "verdict": word, "paper_verdict": said, "reason": reason, "explained": because, "beside": beside, "source": claim["source"]})
     return entries
 
 

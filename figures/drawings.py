@@ -24,6 +24,7 @@ from style import GREY, PRINT, RED, SMALL, WIDTH
 
 TEMPLATES = Environment(loader=FileSystemLoader(FIGURES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 NOTHING = "-"
+RULE = "“-”: fewer than 10 gold turns have more than one reply (Table 2's rule). FAIL: a reply at almost every turn."
 FEW = ("Table 2's rule for few replies (“-” below 10 gold turns with more than one reply) is not applied here, since this table's file does "
        "not count such turns: duplicates of the kit stand on however few replies there are, and are 0.0 where there are none.")  # fmt: skip
 # What there is no number for, and what damaged data raises.

@@ -11,6 +11,7 @@ import tables
 
 TERMS = ("pauc", "rep", "in_span", "pfx")
 NAMES = {"paper": "the paper's reward", "upstream": "the released code's"}
+WHOSE = {"paper": "paper", "upstream": "code"}
 
 
 @drawings.figure("ours2_variants", "Ours. The same rollouts under the paper's reward and the released code's")
@@ -45,6 +46,28 @@ def draw(run):
             f"correlation is {alike}.")  # fmt: skip
     drawings.source(figure, run.line(rows), "Advantage: a rollout's reward above its group's mean, in the group's deviations.")
     return figure, told, shown
+
+
+def flips(rows: list[dict]) -> list[dict]:
+    """Of each prompt the two siblings that the two rewards rank otherwise and farthest apart: their rewards and advantages under
+    both, and the term whose difference between the two moves most."""
+    of = {(row["variant"], row["group"], row["rollout"]): row for row in rows}
+    both = {variant: _advantages(tables.select(rows, variant=variant)) for variant in NAMES}
+    found = []
+    for a, b in (pair for pair in combinations(both["paper"], 2) if pair[0][0] == pair[1][0]):
+        far = [both[variant][a] - both[variant][b] for variant in NAMES]
+        if far[0] * far[1] < -1e-9:
+            def differs(variant, term, pair=(a, b)):
+                return np.subtract(*(float(of[variant, *key][f"weighted_{term}"]) for key in pair))
+
+            two = {variant: [(float(of[variant, *key]["total"]), both[variant][key]) for key in (a, b)] for variant in NAMES}
+            term = max(TERMS, key=lambda name: abs(differs("upstream", name) - differs("paper", name)))
+            found.append((min(map(abs, far)), {"prompt": int(a[0]) + 1, "rollouts": f"{int(a[1]) + 1}, {int(b[1]) + 1}"}
+                          | {f"reward, {who}": ", ".join(f"{one:.2f}" for one, _ in two[variant]) for variant, who in WHOSE.items()}
+                          | {f"advantage, {who}": ", ".join(f"{one:+.2f}" for _, one in two[variant]) for variant, who in WHOSE.items()}
+                          | {"by": f"r_{term}".replace("pauc", "PAUC")}))  # fmt: skip
+    farthest = {row["prompt"]: row for _, row in sorted(found, key=lambda one: one[0])}  # the last of a prompt stays
+    return sorted(farthest.values(), key=lambda row: row["prompt"])
 
 
 def _groups(rows: list[dict], column: str) -> dict[str, list[float]]:

@@ -17,6 +17,7 @@ MADE = {"fig1": ("figure1.json", "01"), "fig2": ("figure2.json", "02"), "fig3": 
         **{f"tab{k}": (f"table{k}.csv", notebook) for k, notebook in zip(range(1, 8), ("01", "06", "06", "06", "06", "07", "08"))},
         "ours1": ("threshold_sweep.csv", "06"), "ours2": ("variants.csv", "05"), "ours3": ("silence.csv", "08"), "ours4": ("formats.csv", "08"),
         "ours5": ("before_after.json", "06"), "log": ("", "05")}  # by the start of a drawing's name: its results file, and the notebook that makes it  # fmt: skip
+PLACES = {"silence": "ours3", "sweep": "ours1", "log": "log", "both": "tab2", "at": "fig5"}  # where an explanation's function reads
 NOTEBOOKS = {path.name[:2]: path.stem for path in sorted((FIGURES.parent / "notebooks").glob("[0-9]*.ipynb"))}
 
 # What claims.yaml calls a unit, in words.
@@ -43,7 +44,7 @@ def write_report(run_dir: Path | str) -> Path:
     page = TEMPLATES.get_template("page.html")
     counts = Counter(claim["verdict"] for claim in verdicts)
     return write_atomic(run_dir / "report.html", page.render(
-        css=Markup(Path(__file__).with_name("page.css").read_text()), run=run, claims=verdicts, tables=tables,
+        css=Markup(Path(__file__).with_name("page.css").read_text()), run=run, claims=verdicts, targets=claims.judge_all(run.data, claims.TARGETS), tables=tables,
         figures=figures, profile=run.manifest.get("settings"), command=f"./run_all.sh --profile {asked(run.profile, run.manifest.get('seeds', []))}",
         smoke=SMOKE, made=made, sources=sources, units=UNITS, prose=prose, gigabytes=_gigabytes(run_dir),
         experiments=experiments(run, verdicts), artifact=artifact_table(), yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
@@ -69,9 +70,10 @@ def asked(profile: str, seeds: list[int]) -> str:
 
 def sources(claim: dict) -> list[str]:
     """The drawings whose files a claim's numbers stand in: those of its rule, then those of the experiments that explain it."""
-    because = next((one.get("because", ()) for one in claims.read_claims() if one["id"] == claim["id"]), ()) if claim["explained"] else ()
-    found = re.findall(r"\b(?:[tf]\d|silence|sweep|log)(?=\()", " ".join([claim["rule"], *(text for one in because for text in one["values"])]))
-    return list(dict.fromkeys({"t": "tab", "f": "fig"}[name[0]] + name[1] if name[1:].isdigit() else {"silence": "ours3", "sweep": "ours1", "log": "log"}[name] for name in found))
+    entry = next((one for path in (claims.CLAIMS, claims.TARGETS) for one in claims.read_claims(path) if one["id"] == claim["id"]), {})
+    told = [*(entry.get("because", ()) if claim["explained"] else ()), *entry.get("beside", ())]
+    found = re.findall(rf"\b(?:[tf]\d|{'|'.join(PLACES)})(?=\()", " ".join([claim["rule"], *(str(text) for one in told for text in one["values"])]))
+    return list(dict.fromkeys({"t": "tab", "f": "fig"}[name[0]] + name[1] if name[1:].isdigit() else PLACES[name] for name in found))
 
 
 def of_claim(claim: dict) -> str:

@@ -27,7 +27,7 @@ def draw(run):
         lines,
         columns,
         [
-            "“-”: fewer than 10 gold turns have more than one reply (Table 2's rule). FAIL: a reply at almost every turn.",
+            drawings.RULE,
             "The paper's MMDuet and the kit's threshold baseline (base, data and steps of SFT) share a "
             "line: both decide by a threshold. Silence gives a PAUC of 25.",
         ],

@@ -29,9 +29,8 @@ def draw(run):
         lines,
         columns,
         [
-            "FAIL: a reply at almost every turn, whether it concerns the question or not (kit: at more than "
-            "evaluate.reply_every_turn_budget of all decisions).",
-            drawings.FEW,
+            drawings.RULE,
+            "FAIL in the kit: at more than evaluate.reply_every_turn_budget of all decisions, whether it concerns the question or not.",
             "The paper removes three of the four terms; the row without r_PAUC is ours, and so are the one with all terms "
             "as the released code computes them, and the one in which only r_in_span and r_pfx divide as it does, by turns "
             "instead of replies. All of the kit's "

@@ -26,7 +26,7 @@ def draw(run):
         [
             "The paper's FAIL at SFT 1 s: the model collapses to NO REPLY at every turn; the kit prints numbers there, 25.0 / 0.0 for "
             "silence. A FAIL of the kit's: a reply at almost every turn.",
-            drawings.FEW,
+            drawings.RULE,
             "Kit: SFT at 1 s has ablation.sft_steps steps, both RL columns ablation.rl_steps, as the profile says; "
             "where these are shorter than the main runs, a collapse may also come from that.",
         ],

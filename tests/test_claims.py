@@ -264,6 +264,31 @@ def test_explanations_read_parts_of_a_training_and_the_baselines_thresholds(tmp_
     assert [source.values("sweep", "threshold", {"domain": "EGO", one: 1})[0]["1"] for one in ("chosen", "best")] == [0.2, 0.1]
 
 
+def test_explanations_tell_seeds_apart_and_compare_what_two_models_answer(tmp_path, monkeypatch):
+    """Latency on shared questions by hand: seed 1 (2 + 4) / 3 spans, the unshared 9 s left out; seed 2 has nothing shared."""
+    videos = [(1, "rl", "a", 2, 1), (1, "rl", "b", 4, 2), (1, "rl", "c", 9, 1), (1, "sft", "a", 5, 1), (1, "sft", "b", 6, 1), (1, "sft", "c", 0, 0),
+              (2, "rl", "a", 1, 1), (2, "sft", "a", 0, 0)]  # fmt: skip
+    write_csv(tmp_path / "per_video.csv", [{"experiment": "T2", "seed": seed, "model": model, "domain": "WEB", "question_id": name, "latency_sum": total,
+                                            "latency_n": n} for seed, model, name, total, n in videos])  # fmt: skip
+    write_csv(tmp_path / "figure5.csv", [{"seed": seed, "domain": "WEB", "step": step, "pauc": seed + step} for seed in (1, 2) for step in (0, 10)])
+    write_csv(tmp_path / "share.csv", [{"model": "sft", "seed": seed, "offline_share": 0.2, "task": task, "accuracy": 10 * seed + k}
+                                       for seed in (1, 2) for k, task in enumerate(("caption", "attribute_qa"))])  # fmt: skip
+    monkeypatch.setattr(claims, "SHARE", tmp_path / "share.csv")
+    source = claims.Source(claims.Run(tmp_path))
+    assert source.values("both", "latency_s", {"model": "rl", "other": "sft", "domain": "WEB"})[0] == {"1": 2.0}
+    with pytest.raises(claims.NotRun):
+        source.values("both", "latency_s", {"model": "rl", "other": "threshold", "domain": "WEB"})
+    words = {"words": "{} then {:.1f}, {}", "values": [{"each": 'at("pauc", step=10, domain="WEB")'}, 'at("pauc", step=0, domain="WEB")',
+                                                     {"each": 'share("accuracy", model="sft", offline_share=0.2)'}]}  # fmt: skip
+    assert claims.explained({"because": [words]}, source) == "11, 12 then 1.5, 10.5, 20.5" and claims.explained({"because": [words]}, source, "beside") == ""
+
+
+def test_targets_are_judged_like_claims_and_each_miss_is_explained():
+    found = claims.judge_all(claims.STUDY, claims.TARGETS)
+    assert len(found) == 12 and all(entry["verdict"] != "DIFFERS" or entry["explained"] for entry in found)
+    assert not {entry["id"] for entry in found} & {entry["id"] for entry in claims.judge_all(claims.STUDY)}
+
+
 def test_explanations_decide_nothing(tmp_path):
     text = (claims.FIGURES / "claims.yaml").read_text()
     path = tmp_path / "claims.yaml"

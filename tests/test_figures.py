@@ -208,11 +208,18 @@ def test_tables_are_latex_that_can_be_pointed_at(drawn, tmp_path):
 
 
 def test_tables_say_whether_the_rule_for_few_replies_holds(runs):
-    """Only Table 2's file counts the gold turns with more than one reply, on which the rule rests."""
-    for name in ("tab6_rewards", "tab7_intervals", "ours4_formats"):
-        file = {"tab6": "table6.csv", "tab7": "table7.csv", "ours": "formats.csv"}[name[:4]]
-        assert drawings.FEW in scripts()[name].draw.table(runs["one"]).notes and "multi_spans" not in results.COLUMNS[file[:-4]].split()
-    assert "multi_spans" in results.COLUMNS["table2"].split() and drawings.FEW not in scripts()["tab2_proactive"].draw.table(runs["one"]).notes
+    """The rule rests on the number of gold turns with more than one reply; only the formats' file has none."""
+    for name, file in (("tab2_proactive", "table2"), ("tab6_rewards", "table6"), ("tab7_intervals", "table7"), ("ours4_formats", "formats")):
+        counted, notes = "multi_spans" in results.COLUMNS[file].split(), scripts()[name].draw.table(runs["one"]).notes
+        assert counted == (file != "formats") == (drawings.RULE in notes) != (drawings.FEW in notes)
+
+
+def test_table_6_prints_no_duplicates_of_few_replies(runs, tmp_path):
+    shutil.copytree(runs["one"], tmp_path / "few")
+    rows = read_csv(tmp_path / "few" / "table6.csv")
+    write_csv(tmp_path / "few" / "table6.csv", [row | {"multi_spans": 4 if row["domain"] == "EGO" else 40} for row in rows])
+    full = scripts()["tab6_rewards"].draw.table(tmp_path / "few").rows[1]
+    assert " / - / " in full[3] and " - " not in full[2]
 
 
 def test_the_papers_numbers_name_their_source():

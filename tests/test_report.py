@@ -100,6 +100,7 @@ def test_explanations_costs_and_intervals_link_to_their_files_too(page):
     text = page.read_text(encoding="utf-8")
     claim = {"id": "rl-above-sft-WEB", "rule": 'value = t2("pauc"); value > 0', "explained": ""}
     assert report_page.sources(claim) == ["tab2"] and report_page.sources(claim | {"explained": "Arms ..."}) == ["tab2", "tab6"]
+    assert report_page.sources(claim | {"id": "target-latency-WEB", "explained": "On ..."}) == ["tab2", "tab6"]
     assert report_page.sources(claim | {"id": "sft-1s-collapses-1", "rule": 't7("reply_turns")', "explained": "With ..."}) == ["tab7", "ours3"]
     assert text.count('href="manifest.json"') == 2 and 'href="results/per_video.csv"' in text and "Minutes by hand" in text
 
@@ -112,7 +113,7 @@ def test_the_report_of_one_seed_of_a_study_says_how_that_is_run():
 def test_claims_are_in_words_and_units_too(page):
     text = page.read_text(encoding="utf-8")
     units = set(re.findall(r'data-label="Unit">([^<]*)<', text))
-    assert units == {"PAUC points", "percentage points", "replies a video", "seconds", "share of the growth", "times (a ratio)"}
+    assert units == {"PAUC points", "percentage points", "percent", "replies a video", "seconds", "share of the growth", "times (a ratio)"}
     assert "a dip in PAUC on" in text and "tolerance 15 percentage points" in text
 
 
