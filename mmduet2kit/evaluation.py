@@ -50,6 +50,7 @@ class Part:
     def result(self, watched: Sequence[Watched], onsets: dict | None, tokens: int) -> dict:
         """The domain's rows and figures."""
         profile, rows = self.evaluator.profile, self.evaluator.score(watched, onsets)
+        self.evaluator.judge.settle()  # not in `score`: ranks of a training that test themselves must not end one by one
         found = pooled(rows, profile.evaluate.reply_every_turn_budget)
         found["quantum_s"] = self.interval * profile.video.test_frames_per_turn[self.domain]
         found["tokens_per_min"] = 60 * tokens / (found["quantum_s"] * sum(w.decisions for w in watched))

@@ -157,8 +157,7 @@ class _Run:
         log = self.dir / "logs" / f"{stage.name}.log"
         command = [sys.executable, "-m", __name__, self.dir, stage.path, json.dumps(self.given), str(os.getpid())]
         with open(log, "wb") as out:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                       env=self._environment(tag), start_new_session=True)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._environment(tag), start_new_session=True)
         tick, minutes, peak, why, began = 0, 0.0, 0.0, "", time.monotonic()
         while process.poll() is None and not why:
             if self.stop.wait(0.2):

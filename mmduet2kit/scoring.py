@@ -175,8 +175,7 @@ def streamingbench(records: dict[str, Record], said: dict, window: float) -> dic
             raise UserError(f"question {record.question_id!r} has no answer: proactive output needs one a question.")
         asked = record.time_stamp or min([turn.time for turn in record.conversation] or [0.0])
         items.setdefault(record.domain, []).append((asked, (spans or moment)[0], moment[0], output, said.get(record.question_id, [])))
-    return {domain: {name: value if name == "n" else 100 * value for name, value in all_rules(some, window).items()}
-            for domain, some in items.items()}  # fmt: skip
+    return {domain: {name: value if name == "n" else 100 * value for name, value in all_rules(some, window).items()} for domain, some in items.items()}
 
 
 def add_arguments(parser) -> None:

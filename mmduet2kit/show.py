@@ -186,8 +186,7 @@ def pauc_area(span, replies, max_score: float, title: str, initial: float = 0.5,
 
 def reward_terms(rewards: Mapping[str, Reward], caption: str, of: str = "rollout", **more: Sequence) -> HTML:
     """One row a rollout (or what `of` says): the four terms, their weighted sum, and more columns."""
-    rows = [{of: name, "r_PAUC": r.pauc, "r_rep": r.rep, "r_in_span": r.in_span, "r_pfx": r.pfx,
-             "weighted sum": r.total} for name, r in rewards.items()]  # fmt: skip
+    rows = [{of: name, "r_PAUC": r.pauc, "r_rep": r.rep, "r_in_span": r.in_span, "r_pfx": r.pfx, "weighted sum": r.total} for name, r in rewards.items()]
     return table([row | {key: column[k] for key, column in more.items()} for k, row in enumerate(rows)], caption)
 
 

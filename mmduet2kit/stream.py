@@ -105,8 +105,7 @@ class Stream:
 
     def fork(self, copies: int) -> "Stream":
         """Every session repeated `copies` times, one after another."""
-        other = Stream(self.model, self.encoder, self.image_processor, 0, limit=self.limit, ahead=self.ahead,
-                       graphs=self.graphs, compiled=self.compiled)  # fmt: skip
+        other = Stream(self.model, self.encoder, self.image_processor, 0, limit=self.limit, ahead=self.ahead, graphs=self.graphs, compiled=self.compiled)
         other.cache, other.positions = self.cache.fork(copies), self.positions.repeat_interleave(copies)
         for name in ("pending", "start", "heard"):
             setattr(other, name, [list(one) for one in getattr(self, name) for _ in range(copies)])
@@ -356,8 +355,7 @@ def run(stream: Stream, turns: Sequence[Sequence[Turn]], features: Sequence[torc
             end = used[row] + len(turns[row][number].frames)
             seen.append(features[row][used[row] : end])
             used[row] = end
-        said = stream.turn(rows, [turns[row][number] for row in rows], seen, choose, max_new_tokens, decide,
-                           [limits[row] for row in rows])  # fmt: skip
+        said = stream.turn(rows, [turns[row][number] for row in rows], seen, choose, max_new_tokens, decide, [limits[row] for row in rows])
         for row, spoken in said.items():
             out[row].append(spoken)
             if heard:

@@ -115,16 +115,12 @@ def offline_dialogue(record: dict, rng: np.random.Generator, interval: float, fr
         at = int(rng.integers(first, max(last - count + 1, first), endpoint=True))
         indices = tuple(range(at, min(at + count, last + 1)))
     turn = Turn(indices, OFFLINE[task], offline_answer(task, caption))
-    return Dialogue(
-        f"{record['name']}-offline-{task}", record["video"], interval, (turn,), (), record["domain"], f"offline-{task}",
-        DEFAULT_SYSTEM,
-    )  # fmt: skip
+    return Dialogue(f"{record['name']}-offline-{task}", record["video"], interval, (turn,), (), record["domain"], f"offline-{task}", DEFAULT_SYSTEM)
 
 
 def _pause(record: dict, rng: np.random.Generator, interval: float) -> tuple[int, ...]:
     """Some frame in which no scene is under way, if there is one."""
-    quiet = [k for k in range(frame_count(record["duration"], interval))
-             if not any(s["start"] <= k * interval < s["end"] for s in record["scenes"])]  # fmt: skip
+    quiet = [k for k in range(frame_count(record["duration"], interval)) if not any(s["start"] <= k * interval < s["end"] for s in record["scenes"])]
     return (int(rng.choice(quiet)),) if quiet else ()
 
 
@@ -142,8 +138,7 @@ def benchmark_record(record: dict, rng: np.random.Generator, kinds: tuple[str, .
             break
     conversation = [{"role": "user", "content": question, "time": 0.0}]
     conversation += [{"role": "user", "content": s["text"], "time": s["time"]} for s in record["subtitles"]]
-    spans = [([s["start"], s["end"]], [s["start"], min(round(s["end"] + 1.0, 2), record["duration"])])
-             for s in record["scenes"]]  # fmt: skip
+    spans = [([s["start"], s["end"]], [s["start"], min(round(s["end"] + 1.0, 2), record["duration"])]) for s in record["scenes"]]
     answer = [{"role": "assistant", "content": text, "related_timespan": related, "reply_timespan": reply}
               for text, (related, reply) in zip(given, spans) if text != NO_REPLY]  # fmt: skip
     return {"video": record["video"], "question_id": f"{record['name']}={kind}", "domain": record["domain"],

@@ -138,8 +138,7 @@ def draw(world: World, video: Plan):
             item.paint(picture, x, y, time, pan)
         if scene is not None and time >= video.scenes[scene].onset:
             thing = video.scenes[scene]
-            _paint(picture, x, y, thing.shape, COLOURS[thing.colour], sizes[scene],
-                   *_place(thing.motion, time - thing.onset, places[scene]))  # fmt: skip
+            _paint(picture, x, y, thing.shape, COLOURS[thing.colour], sizes[scene], *_place(thing.motion, time - thing.onset, places[scene]))
         yield np.clip(picture + noise[number % 8], 0, 255).astype(np.uint8)
 
 
@@ -148,8 +147,7 @@ def _place(motion: str, since: float, across: float) -> tuple[float, float]:
     if motion == "still":
         return 56 + across / 2, 56 - across / 2
     along = -28 + 56 * min(since / 0.75, 1.0) + 2.0 * max(since - 0.75, 0.0)
-    return {"left": (along, 56 + across), "right": (112 - along, 56 + across),
-            "top": (56 + across, along), "bottom": (56 + across, 112 - along)}[motion]  # fmt: skip
+    return {"left": (along, 56 + across), "right": (112 - along, 56 + across), "top": (56 + across, along), "bottom": (56 + across, 112 - along)}[motion]
 
 
 def _ground(rng):
