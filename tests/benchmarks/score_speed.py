@@ -2,9 +2,10 @@
 
 (a) 1,500 questions of the benchmark's shape (WEB, EGO, TV, VAD in its proportions) with an LLM judge whose cache is warm
 (a local server fills it first); (b) 10,000 different pairs by sentence embeddings. Seconds, and as ratios to reading and
-judging the same files by a judge that answers at once. Prints JSON.
+judging the same files by a judge that answers at once. Prints JSON, and writes it to --out.
 """
 
+import argparse
 import json
 import tempfile
 import threading
@@ -14,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import told
 
 from mmduet2kit import scoring
-from mmduet2kit.manifest import cores
 from mmduet2kit.score import get_judge
 from mmduet2kit.score.llm import LLMJudge
 
@@ -83,7 +84,10 @@ def timed(judge, paths, predictions) -> float:
 
 
 def main() -> None:
-    out = {"cores": cores(), "questions": sum(shape[0] for shape in SHAPE.values())}
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    out = {**told.head(), "questions": sum(shape[0] for shape in SHAPE.values())}
     with tempfile.TemporaryDirectory() as folder:
         paths, predictions = write(Path(folder))
         server = ThreadingHTTPServer(("127.0.0.1", 0), Fixed)
@@ -103,6 +107,7 @@ def main() -> None:
         for gold, said in pairs:
             judge.correctness("", gold, said, 4)
         out["embedding_10000_pairs_s"] = round(time.perf_counter() - started, 1)
+    told.write(out, args.out)
     print(json.dumps(out, indent=1))
 
 
