@@ -141,6 +141,9 @@ def test_reply_in_two_spans_is_scored_for_each():
     gold = [(0, 6, "one"), (2, 10, "two")]
     result = reward({4: "x"}, gold, similarity=lambda gold, text: {"one": 4, "two": 0}[gold])
     assert result.pauc == (pauc((0, 6), [(4, 4)], 4, 0) + pauc((2, 10), [(4, 0)], 4, 0)) / 2
+    said, judge = {2: "w", 4: "x"}, lambda gold, text: {"one": 4, "two": 0}[gold]  # noqa: E731
+    last = reward(said, gold, similarity=judge, variant=Variant(last_span_scores=True))  # "w" is in the first span alone, by 2 s
+    assert last.pauc == (pauc((0, 6), [(2, 4), (4, 0)], 4, 0) + pauc((2, 10), [(4, 0)], 4, 0)) / 2 != reward(said, gold, similarity=judge).pauc
 
 
 def test_gold_after_the_last_turn_is_skipped():

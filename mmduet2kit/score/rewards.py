@@ -19,6 +19,7 @@ class Variant:
     outside_over_turns: bool = False  # r_in_span divides by the turns outside all spans, not by the replies
     prefix_over_turns: bool = False  # r_pfx divides by all turns, silent ones too, not by the replies
     prefix_at_least: bool = False  # a common prefix of exactly `prefix_chars` counts
+    last_span_scores: bool = False  # a reply in two spans has the last one's score in both (upstream keys scores by time); no variant sets it
 
 
 VARIANTS = {"paper": Variant(), "upstream": Variant(0.5, True, False, True, True, True),
@@ -53,9 +54,8 @@ def proactive_reward(turns: Iterable[tuple[float, str]], gold: Iterable[tuple[fl
     weights: of pauc, rep, in_span, pfx. prefix_chars: upstream's value; the paper prints none. double_count: as upstream,
     rep counts a judged reply that is not the first distinct one of its span once more. A gold turn that starts after
     the last turn is skipped; the caller clips the others to its segment (under "paper" a reply on the clipped end is
-    outside: clip to one turn after the last). A reply in two spans is scored for each; upstream keys scores by time,
-    so that its last span overwrites the others. Raises ValueError for an unknown variant, start >= end, a score
-    outside 0..4, or a bad option.
+    outside: clip to one turn after the last). A reply in two spans is scored for each, unless `last_span_scores`. Raises
+    ValueError for an unknown variant, start >= end, a score outside 0..4, or a bad option.
     """
     rules = variant if isinstance(variant, Variant) else VARIANTS.get(variant)
     if rules is None:
@@ -81,17 +81,14 @@ def proactive_reward(turns: Iterable[tuple[float, str]], gold: Iterable[tuple[fl
         0.0 - _ratio(outside_replies, len(outside if rules.outside_over_turns else replies)),
         0.0 - _ratio(prefixed, len(turns if rules.prefix_over_turns else replies)),
     )
-    counts = dict(
-        turns=len(turns), replies=len(replies), covered=flags.count(True), outside=outside_replies,
-        prefixed=prefixed, gold=len(gold), skipped_gold=len(gold) - len(begun), judged=scored + sum(asked),
-        dropped_scores=dropped, dropped_covered=flags.count(None),
-    )  # fmt: skip
+    counts = dict(turns=len(turns), replies=len(replies), covered=flags.count(True), outside=outside_replies, prefixed=prefixed, gold=len(gold),
+                  skipped_gold=len(gold) - len(begun), judged=scored + sum(asked), dropped_scores=dropped, dropped_covered=flags.count(None))  # fmt: skip
     return Reward(*terms, float(sum(w * term for w, term in zip(weights, terms))), counts)
 
 
 def _pauc_term(begun, replies, similarity, rules: Variant) -> tuple[float, int, int]:
     """Mean PAUC over the gold turns that have begun (0 without any), and the numbers of the judge's questions and failures."""
-    values, scored, dropped = [], 0, 0
+    spans, scored, dropped = [], 0, 0
     for start, end, text in begun:
         points, scores = [], {}
         for time, reply in replies:
@@ -102,7 +99,9 @@ def _pauc_term(begun, replies, similarity, rules: Variant) -> tuple[float, int, 
                 scored, dropped = scored + 1, dropped + (scores[reply] is None)
             if scores[reply] is not None:
                 points.append((time, scores[reply]))
-        values.append(pauc((start, end), points, MAX_SCORE, rules.omega))
+        spans.append(((start, end), points))
+    last = {time: score for _, points in spans for time, score in points} if rules.last_span_scores else {}
+    values = [pauc(span, [(time, last.get(time, score)) for time, score in points], MAX_SCORE, rules.omega) for span, points in spans]
     return _ratio(sum(values), len(values)), scored, dropped
 
 
