@@ -90,15 +90,17 @@ class Source:
         return found
 
     def _both(self, column: str, model: str, other: str, domain: str) -> dict[str, float]:
-        """A model's mean latency in s on the questions that it and another answer rightly after the onset."""
+        """A model's mean latency in s on the questions that it and another answer rightly after the onset, or how many these are."""
         rows = [row for row in select(self.run.rows("per_video.csv"), experiment="T2", domain=domain) if number(row["latency_n"])]
         mine, theirs = ([row for row in rows if row["model"] == name] for name in (model, other))
         shared = {(row["seed"], row["question_id"]) for row in theirs}
         sums: dict[str, list] = {}
         for row in (row for row in mine if (row["seed"], row["question_id"]) in shared):
-            sums.setdefault(row["seed"], []).append((float(row[column.replace("_s", "_sum")]), float(row["latency_n"])))
+            sums.setdefault(row["seed"], []).append((float(row["latency_sum"]), float(row["latency_n"])))
         if not sums:
             raise NotRun(f"no question of {domain} that {model} and {other} both answer rightly")
+        if column == "questions":
+            return {seed: len(pairs) for seed, pairs in sums.items()}
         return {seed: sum(a for a, _ in pairs) / sum(n for _, n in pairs) for seed, pairs in sums.items()}
 
     def _curve(self, feature: str, metric: str, domain: str) -> dict[str, float]:
@@ -213,12 +215,18 @@ def _filled(node, name: str, text: str):
 def explained(claim: Mapping, source: Source, key: str = "because") -> str:
     """What the run's experiments say about a claim that DIFFERS (`because`), or about any (`beside`); one that was not run says nothing."""
     means = _functions(lambda *which: statistics.mean(source.values(*which)[0].values()))
-    seeds = _functions(lambda *which: np.array(list(source.values(*which)[0].values())))
+    known = list(map(str, source.run.manifest.get("seeds", [])))
+
+    def by_seed(table, *which):  # the run's seeds in their order, so that lists line up; of an experiment apart its own
+        found = source.values(table, *which)[0]
+        return np.array([found.get(seed, np.nan) for seed in (known if known and table != "share" else found)])
+
+    seeds = _functions(by_seed)
 
     def shown(value):
         if not isinstance(value, dict):
             return evaluate(value, means)
-        return ", ".join(f"{one:.3g}" for one in evaluate(value["each"], seeds))
+        return ", ".join("-" if np.isnan(one) else f"{one:.3g}" for one in evaluate(value["each"], seeds))
 
     told = []
     for one in claim.get(key, ()):

@@ -24,7 +24,7 @@ def draw(run):
         lines,
         columns,
         [
-            "The paper's FAIL at SFT 1 s: the model collapses to NO REPLY at every turn; the kit prints numbers there, 25.0 / 0.0 for "
+            "The paper's FAIL at SFT 1 s: the model collapses to NO REPLY at every turn; the kit prints numbers there, 25.0 / - for "
             "silence. A FAIL of the kit's: a reply at almost every turn.",
             drawings.RULE,
             "Kit: SFT at 1 s has ablation.sft_steps steps, both RL columns ablation.rl_steps, as the profile says; "

@@ -72,9 +72,7 @@ class Dialogue:
         return replace(self, turns=tuple(replace(t, reply=r) for t, r in zip(self.turns, replies, strict=True)))
 
 
-def user_turns(
-    frame_count: int, frames_per_turn: int, interval: float, texts: list[tuple[float, str]], text_only: bool
-) -> list[Turn]:
+def user_turns(frame_count: int, frames_per_turn: int, interval: float, texts: list[tuple[float, str]], text_only: bool) -> list[Turn]:
     """Cut `frame_count` frames into user turns and put each text where it belongs.
 
     A text of time t stands, with `text_only`, in a turn of its own before the first frame that is consumed after t

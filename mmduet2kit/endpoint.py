@@ -119,12 +119,11 @@ class Endpoint:
         with self.lock:  # each request has its turn
             wait, self.next = self.next - time.monotonic(), max(self.next, time.monotonic()) + self.every
         time.sleep(max(0.0, wait))
-        said, until = b"", time.monotonic() + self.client.timeout.read
         with self.client.stream("POST", f"{self.url}/chat/completions", json=body) as reply:
             if reply.status_code in (401, 403, 404):
                 raise UserError(f"{self.url} answers {reply.status_code} to the {self.who.split()[0]}'s model {self.model!r}: "
                                 f"check OPENAI_BASE_URL, OPENAI_API_KEY and {self.variable}.")
-            reply.raise_for_status()
+            said, until = b"", reply.raise_for_status() and time.monotonic() + self.client.timeout.read
             for part in reply.iter_bytes():
                 said += part
                 if time.monotonic() > until or len(said) > LARGEST:

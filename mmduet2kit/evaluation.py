@@ -111,8 +111,8 @@ def wanted(args, profile: Profile, dataset: Dataset) -> Wanted | None:
     domains, extras = [name for name in domains if name not in lacks], extras - lacks.keys()
     if strange := set(domains) - set(profile.video.test_frames_per_turn):
         raise UserError(f"How many frames a turn of {min(strange)!r} has is not told: add it to video.test_frames_per_turn of the profile.")
-    gold = [answer["content"] for record in records if record["domain"] in domains for answer in record["answer"]]
-    of_the_world(profile.judge.name, gold)
+    for name in domains:
+        of_the_world(profile.judge.name, [answer["content"] for record in records if record["domain"] == name for answer in record["answer"]])
     if extras & {"speed", "ahead"} and (args.shard[1] > 1 or args.parallel > 1):
         raise UserError("speed is measured by one process that has the machine to itself: leave --shard and --parallel out.")
     return Wanted(domains, intervals, extras)

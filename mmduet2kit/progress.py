@@ -53,8 +53,7 @@ def side_by_side(work: Callable, items: Sequence, workers: int, progress: Callab
                 progress(len(out), len(items))
         return out
     except BrokenProcessPool:
-        raise UserError(f"a process died at {items[len(out)]} or one of the next: free memory or leave it out, "
-                        "and start again to go on.") from None
+        raise UserError(f"a process died at {items[len(out)]} or one of the next: free memory or leave it out, and start again to go on.") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -27,7 +27,7 @@ class _Lenient(BaseModel):
 
 def _seconds(value):
     """StreamingBench's HH:MM:SS in s, else the value. A 00:10 might be minutes or hours: ValueError, as for true and false."""
-    if isinstance(value, bool) or str(value).count(":") not in (0, 2):
+    if isinstance(value, bool) or ":" in str(value) and (str(value).count(":") != 2 or str(value).strip().startswith("-")):
         raise ValueError(f"{value!r} is neither a number of seconds nor HH:MM:SS")
     return seconds(value) if ":" in str(value) else value
 
@@ -138,9 +138,12 @@ def score(records: dict[str, Record], said: dict, judge, forms: Sequence[str], a
             rows.append({"question_id": record.question_id, "domain": record.domain, "form": form, "replies": len(replies), "outside": outside} | totals(turns))
         return rows
 
+    found = []
     with ThreadPoolExecutor(getattr(judge, "parallel", 1)) as pool:
-        found = [row for rows in telling("scored, questions", pool.map(one, records.values()), len(records)) for row in rows]
-    wrapped.settle()
+        for domain in dict.fromkeys(record.domain for record in records.values()):
+            mine = [record for record in records.values() if record.domain == domain]
+            found += [row for rows in telling(f"scored, questions of {domain}", pool.map(one, mine), len(mine)) for row in rows]
+            wrapped.settle()
     return found
 
 
@@ -212,7 +215,7 @@ def run(args) -> None:
             raise UserError("no judge was named, and the default is not installed: pip install -e '.[embedding]', "
                             "or give --judge llm (any videos) or --judge exact (the procedural world's).")
         if moments := [key for key, r in records.items() if r.ground_truth_time_stamp is not None]:
-            raise UserError(f"question {moments[0]!r} is of StreamingBench, which has moments and no spans: give --proactive-output, or leave it out.")
+            raise UserError(f"question {moments[0]!r} is of StreamingBench, which has no spans to score: give --proactive-output, or leave it out.")
         gold = [answer.content for r in records.values() for answer in r.answer]
         known, judge = of_the_world(name, gold), get_judge(name, cache=args.cache)
         if hasattr(judge, "prepare"):

@@ -125,8 +125,7 @@ class Stream:
         return features.view(len(frames), int(grid[0, 1]) // 2, int(grid[0, 2]) // 2, -1)
 
     @torch.no_grad()
-    def feed(self, rows: Sequence[int], chunks: Sequence[list[int]], features: Sequence[torch.Tensor | None],
-             last: int = 1) -> torch.Tensor:  # fmt: skip
+    def feed(self, rows: Sequence[int], chunks: Sequence[list[int]], features: Sequence[torch.Tensor | None], last: int = 1) -> torch.Tensor:
         """Append token chunks to sessions; `features[i]` (see `see`) fills chunk i's image tokens in order.
 
         Returns the hidden states after each chunk's `last` last tokens, [len(rows), last, hidden].

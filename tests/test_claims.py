@@ -280,6 +280,9 @@ def test_explanations_tell_seeds_apart_and_compare_what_two_models_answer(tmp_pa
         source.values("both", "latency_s", {"model": "rl", "other": "threshold", "domain": "WEB"})
     words = {"words": "{} then {:.1f}, {}", "values": [{"each": 'at("pauc", step=10, domain="WEB")'}, 'at("pauc", step=0, domain="WEB")',
                                                      {"each": 'share("accuracy", model="sft", offline_share=0.2)'}]}  # fmt: skip
+    write_json(tmp_path / "manifest.json", {"seeds": [1, 2, 3]})
+    assert claims.explained({"because": [words]}, claims.Source(claims.Run(tmp_path))) == "11, 12, - then 1.5, 10.5, 20.5"  # lists line up
+    assert source.values("both", "questions", {"model": "rl", "other": "sft", "domain": "WEB"})[0] == {"1": 2}
     assert claims.explained({"because": [words]}, source) == "11, 12 then 1.5, 10.5, 20.5" and claims.explained({"because": [words]}, source, "beside") == ""
 
 

@@ -6,6 +6,7 @@ from threading import Event
 
 import pytest
 
+from mmduet2kit.errors import UserError
 from mmduet2kit.score import (
     Form, MemoJudge, duplicate_flags, duplicate_proportion, score_question, spoken, totals,
 )  # fmt: skip
@@ -177,6 +178,42 @@ def test_memo_judge_asks_once_for_threads_with_the_same_question():
         started = time.monotonic()
         list(pool.map(lambda k: memo.correctness("q", "g", k, 4), range(8)))
         assert time.monotonic() - started < 0.6
+
+
+def test_threads_that_ask_a_failed_question_again_do_it_once_for_all():
+    asked, judge = [], TableJudge()
+
+    def failing(*given):
+        asked.append(given)
+        time.sleep(0.1)
+
+    judge.correctness = failing
+    memo = MemoJudge(judge)
+    memo.correctness("q", "g", "bad", 4)
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(lambda _: memo.correctness("q", "g", "bad", 4), range(8))] == [None] * 8
+    assert len(asked) == 2
+
+
+def test_failures_are_settled_since_the_last_time_and_over_all_ranks():
+    """A good first domain does not hide a second one of which nothing was judged; one rank's failures count for all."""
+    judge = TableJudge()
+    judge.correctness = lambda question, gold, said, top: None if said.startswith("bad") else 3.0
+    memo = MemoJudge(judge)
+    memo.settle()  # nothing was asked
+    for k in range(100):
+        memo.correctness("q", "g", f"good {k}", 4)
+    memo.settle()
+    for said in ("bad 1", "bad 2", "good 1", "good 2", "good 3", "good 4", "good 5"):
+        memo.correctness("q", "g", said, 4)
+    with pytest.raises(UserError, match="no usable answer to 2 of 7 questions"):
+        memo.settle()
+    memo.settle()
+    memo.correctness("q", "g", "bad 3", 4)
+    memo.settle(lambda mine: [*mine, (0, 4)])
+    memo.correctness("q", "g", "good 9", 4)
+    with pytest.raises(UserError, match="3 of 5"):
+        memo.settle(lambda mine: [*mine, (3, 4)])
 
 
 def test_errors():

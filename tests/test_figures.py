@@ -222,6 +222,16 @@ def test_table_6_prints_no_duplicates_of_few_replies(runs, tmp_path):
     assert " / - / " in full[3] and " - " not in full[2]
 
 
+def test_siblings_that_change_places_are_named_with_the_term_that_does_it():
+    """Prompt 1: the code pays rollout 2 more, by r_in_span; of prompt 2 both rank alike; prompt 3 ties under one of them."""
+    terms = {"paper": [(0, -0.5), (0, -0.1), (2, 0), (1, 0), (1, 0), (1, 0)], "upstream": [(0, -0.1), (0, -0.5), (2, 0), (1, 0), (2, 0), (1, 0)]}
+    rows = [{"variant": variant, "group": k // 2, "rollout": k % 2, "total": pauc + outside, "weighted_pauc": pauc, "weighted_in_span": outside,
+             "weighted_rep": 0, "weighted_pfx": 0} for variant, some in terms.items() for k, (pauc, outside) in enumerate(some)]  # fmt: skip
+    (found,) = scripts()["ours2_variants"].flips(rows)
+    assert (found["prompt"], found["rollouts"], found["by"]) == (1, "1, 2", "r_in_span")
+    assert found["reward, paper"] == "-0.50, -0.10" and found["reward, code"] == "-0.10, -0.50" and found["advantage, paper"] == "-0.71, +0.71"
+
+
 def test_the_papers_numbers_name_their_source():
     for path in tables.PAPER.glob("*.csv"):
         rows = read_csv(path)

@@ -10,6 +10,7 @@ from mmduet2kit import cli, released
 from mmduet2kit.corpus.readers import READERS, Bad, seconds, sentences
 from mmduet2kit.dialogue import NO_REPLY
 from mmduet2kit.errors import UserError
+from mmduet2kit.files import write_jsonl
 from mmduet2kit.scoring import Record
 
 HERE = Path(__file__).parent / "miniatures"
@@ -85,6 +86,13 @@ def test_every_reader_says_what_it_was_written_from():
     for one in READERS.values():
         assert one.seen in ("SEEN", "DOCUMENTED", "UNVERIFIED") and one.source and one.licence and one.access and one.files and one.fields
     assert READERS["mmduet2-data"].seen == "UNVERIFIED"
+
+
+@pytest.mark.parametrize("many", [0, 1, 2])
+def test_a_world_of_few_films_is_read(many, tmp_path):
+    rows = [{"name": f"v{k}", "video": f"v{k}.mp4", "domain": "train_ego", "scenes": [{"start": 0, "end": 2, "caption": "A red bar."}]} for k in range(many)]
+    write_jsonl(tmp_path / "scenes" / "sft.jsonl", rows)
+    assert [(clip.id, clip.domain) for clip in READERS["procedural"].read(tmp_path)] == [(f"v{k}", "ego") for k in range(many)]
 
 
 @pytest.mark.parametrize("name", ["live-whisperx", "ego-exo4d", "egoexolearn", "llava-video", "tarsier2", "proactivevideoqa", "streamingbench", "mmduet2-data"])

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import yaml
 
 from ..errors import UserError
+from ..files import each_row
 
 Span = tuple[float, float, str]  # seconds of the clip, text
 
@@ -250,7 +251,7 @@ def _parts(messages: list[dict], role: str) -> list[dict]:
 def procedural(folder: Path):
     """The kit's own world as a corpus of annotated videos, for rehearsals of the pipeline: a scene's note is its caption."""
     for path in files(folder, "scenes/*.jsonl"):
-        for row in _json(path):
+        for row in each_row(path):
             def make(row=row):
                 scenes = tuple(span(s["start"], s["end"], s["caption"]) for s in row["scenes"])
                 return Clip(row["name"], "procedural", row["video"], "ego" if "ego" in row["domain"].lower() else "web", scenes=scenes)

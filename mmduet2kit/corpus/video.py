@@ -129,8 +129,7 @@ def _pictures(path, container, stream):
         raise UserError(f"{path} holds no picture that can be decoded: fetch or encode the video again.")
     stated, reached = _stated_end(container, stream), origin + time + length
     if stated - reached > max(1, stated / 20):
-        raise UserError(f"{path} ends at {float(reached):.1f} s of the {float(stated):.1f} s it states: "
-                        "it was cut short; fetch or encode it again.")
+        raise UserError(f"{path} ends at {float(reached):.1f} s of the {float(stated):.1f} s it states: it was cut short; fetch or encode it again.")
     yield time + max(length, Fraction(1, 100)), None
 
 

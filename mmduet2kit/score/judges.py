@@ -79,24 +79,26 @@ class MemoJudge:
 
     def __init__(self, judge: Judge):
         self.judge, self.name, self.parallel, self._known, self._asking = judge, judge.name, getattr(judge, "parallel", 1), {}, {}
+        self._heard: dict[tuple, bool] = {}
         self.correctness = partial(self._once, judge.correctness)
 
     def covered(self, history: Sequence[str], text: str) -> bool | None:
         """As `Judge.covered`; `judge` gets the history as a tuple."""
         return self._once(self.judge.covered, tuple(history), text)
 
-    def settle(self) -> None:
-        """UserError where more than MOST_DROPPED of the distinct inputs so far are without an answer."""
-        failed, asked = sum(answer is None for answer in self._known.values()), len(self._known)
+    def settle(self, gather: Callable = list) -> None:
+        """UserError where more than MOST_DROPPED of the distinct inputs since the last call have no answer. gather: the counts of all ranks, for all."""
+        mine, self._heard = [self._known[one][0] for one in self._heard], {}
+        failed, asked = map(sum, zip(*gather([(mine.count(None), len(mine))])))
         if failed > MOST_DROPPED * asked:
             raise UserError(f"The judge gave no usable answer to {failed} of {asked} questions: see that its endpoint works and start again; answers are kept.")
 
     def _once(self, ask: Callable, *given):
-        again = given in self._known
+        self._heard[given], before = True, self._known.get(given)
         with self._asking.setdefault(given, Lock()):
-            if given not in self._known or again and self._known[given] is None:
-                self._known[given] = ask(*given)
-        return self._known[given]
+            if self._known.get(given) is before and (before is None or before[0] is None):  # nobody asked while this waited
+                self._known[given] = (ask(*given),)
+        return self._known[given][0]
 
 
 def of_the_world(name: str, gold: Sequence[str]) -> bool:
@@ -117,7 +119,7 @@ def judge_of(profile, cache: Path | str | None = None) -> MemoJudge:
 def get_judge(name: str, **options) -> Judge:
     """The judge of that name: exact, embedding or llm; UserError for another. options: of the LLM judge."""
     if name == "exact":
-        from ..corpus.world import facts  # here: scoring other people's predictions needs no world
+        from ..corpus.world import facts
 
         return ExactJudge(facts)
     if name == "embedding":

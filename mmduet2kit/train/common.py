@@ -198,9 +198,7 @@ def schedule(count: int, batch: int, steps: int, seed: int, lengths: list[int] |
     return order[: steps * batch]
 
 
-def begin(
-    profile: Profile, fit: Fit | RL, dataset: Dataset, start: Path, out: Path, seed: int, *more
-) -> tuple[Path, str | None, Any, Any] | None:
+def begin(profile: Profile, fit: Fit | RL, dataset: Dataset, start: Path, out: Path, seed: int, *more) -> tuple[Path, str | None, Any, Any] | None:
     """(checkpoint folder, newest checkpoint, model, processor) of a training into `out`; None when that is done.
 
     What was made there from other weights, data, settings (`fit`, `more`) or seed is thrown away.

@@ -273,7 +273,9 @@ def _figure5(profile: Profile, dataset: Dataset, seed: int) -> Watch:
         evaluator, kl = Evaluator(profile, dataset, model, processor), divergence(model)
         for domain in dataset.domains("dev"):
             mine = evaluator.records("dev", domain, profile.evaluate.dev_videos)[rank() :: ranks()]
-            found = pooled(gather_object(evaluator.score(evaluator.watch(mine, profile.video.test_interval))))
+            rows = gather_object(evaluator.score(evaluator.watch(mine, profile.video.test_interval)))
+            evaluator.judge.settle(gather_object)  # all ranks stop, and before a row of silence is kept
+            found = pooled(rows)
             yield {"domain": domain} | {key: found[key] for key in ("pauc", "duplicate", "reply_turns")} | {"kl": kl}
 
     steps = {*range(0, profile.rl.steps, profile.rl.eval_steps), profile.ablation.rl_steps, profile.rl.steps}
