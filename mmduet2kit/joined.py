@@ -25,7 +25,7 @@ def join_datasets(out: Path, parts: Sequence[Path]) -> Path:
     at other intervals, and an `out` with something else in it.
     """
     for part in parts:
-        if missing := [name for name in ("frames.json", "scenes/sft.jsonl", "ledger.json", STAMP) if not (part / name).is_file()]:
+        if missing := [name for name in ("frames.json", "ledger.json", STAMP) if not (part / name).is_file()]:
             raise UserError(f"{part} is no built dataset (it lacks {', '.join(missing)}): give folders that `mmduet2 data build` has finished.")
     if len({part.resolve() for part in parts}) < len(parts) or not parts:
         raise UserError("a dataset is given twice, or none: give each folder once, behind the new one's.")
