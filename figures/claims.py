@@ -4,6 +4,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,8 @@ class Source:
         where = f"table {table}: {column} of {', '.join(f'{k} {v}' for k, v in filters.items() if v != '')}"
         if column in ("latency_s", "lucky_percent") and not self.run.procedural:
             raise NotRun(f"{where}: real videos have no hidden onsets")
-        if table == "f5":
-            return self._curve(column, **filters), False, None
-        if table == "log":
-            return self._log(column, **filters), False, None
-        if table == "both":
-            return self._both(column, **filters), False, None
+        if made := {"f5": self._curve, "log": self._log, "both": self._both}.get(table):
+            return made(column, **filters), False, None
         rows = [r for r in select(self.tables[table], **filters) if r.get("status", "ok") != NOT_RUN]
         failed, found = any(row.get("status") == FAIL for row in rows), {}
         for seed in dict.fromkeys(row.get("seed", "") for row in rows):
@@ -89,10 +86,14 @@ class Source:
             raise NotRun(f"no training log of {model}: {column}")
         return found
 
+    @cached_property
+    def answered(self) -> list[dict]:
+        """Table 2's rows of per_video.csv with a right reply after the onset."""
+        return [row for row in select(self.run.rows("per_video.csv"), experiment="T2") if number(row["latency_n"])]
+
     def _both(self, column: str, model: str, other: str, domain: str) -> dict[str, float]:
         """A model's mean latency in s on the questions that it and another answer rightly after the onset, or how many these are."""
-        rows = [row for row in select(self.run.rows("per_video.csv"), experiment="T2", domain=domain) if number(row["latency_n"])]
-        mine, theirs = ([row for row in rows if row["model"] == name] for name in (model, other))
+        mine, theirs = (select(self.answered, domain=domain, model=name) for name in (model, other))
         shared = {(row["seed"], row["question_id"]) for row in theirs}
         sums: dict[str, list] = {}
         for row in (row for row in mine if (row["seed"], row["question_id"]) in shared):

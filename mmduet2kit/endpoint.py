@@ -123,7 +123,8 @@ class Endpoint:
             if reply.status_code in (401, 403, 404):
                 raise UserError(f"{self.url} answers {reply.status_code} to the {self.who.split()[0]}'s model {self.model!r}: "
                                 f"check OPENAI_BASE_URL, OPENAI_API_KEY and {self.variable}.")
-            said, until = b"", reply.raise_for_status() and time.monotonic() + self.client.timeout.read
+            reply.raise_for_status()
+            said, until = b"", time.monotonic() + self.client.timeout.read
             for part in reply.iter_bytes():
                 said += part
                 if time.monotonic() > until or len(said) > LARGEST:

@@ -42,7 +42,8 @@ def join_datasets(out: Path, parts: Sequence[Path]) -> Path:
         raise UserError(f"{out} holds something else: move it away, or give another name.")
     half = out.absolute().with_name(f".{out.name}.joining")
     shutil.rmtree(half, ignore_errors=True)
-    for name in sorted({*ALWAYS, *filter(ROWS.fullmatch, (str(path.relative_to(part)) for part in parts for path in part.rglob("*.jsonl")))}):
+    found = (str(path.relative_to(part)) for part in parts for path in (*part.glob("*.jsonl"), *part.glob("scenes/*.jsonl")))
+    for name in sorted({*ALWAYS, *filter(ROWS.fullmatch, found)}):
         rows = (row for label, part in named if (part / name).is_file() for row in _rows(part / name, label))
         if name.endswith(".json"):
             write_json(half / name, _distinct(rows))
