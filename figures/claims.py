@@ -20,7 +20,8 @@ from tables import FAIL, FIGURES, NOT_RUN, PAPER, STUDY, NotRun, Run, figure_of,
 MATCH, TREND, DIFFERS, FAIL_AS_PAPER = "MATCH", "TREND", "DIFFERS", "FAIL-AS-PAPER"
 VERDICTS = (MATCH, TREND, DIFFERS, FAIL_AS_PAPER, NOT_RUN)
 CLAIMS, TARGETS = FIGURES / "claims.yaml", FIGURES / "targets.yaml"
-SHARE = FIGURES.parent / "tests" / "benchmarks" / "results" / "offline_share.csv"
+RESULTS = FIGURES.parent / "tests" / "benchmarks" / "results"
+APART = {"share": "offline_share.csv", "weight": "no_reply_weight.csv"}  # what tests/benchmarks/apart.py found: trainings beside the run's
 SURE = 0.975  # share of resamples in which a rule must hold: one side of a 95 percent interval
 
 
@@ -45,7 +46,8 @@ class Source:
         for row in self.tables[3]:  # the paper counts no decisions, but both models saw the same videos
             wall = number(row.get("wall_s"))
             row["wall_per_decision"] = "" if wall is None else wall / (number(row.get("decisions")) or 1)
-        self.tables["share"] = read_csv(SHARE) if SHARE.is_file() and not run.smoke else []
+        for name, file in APART.items():
+            self.tables[name] = read_csv(RESULTS / file) if (RESULTS / file).is_file() and not run.smoke else []
         self.tables["sweep"] = sweep = run.rows("threshold_sweep.csv")
         for row in sweep:
             alike = [value for other in select(sweep, seed=row["seed"], domain=row["domain"]) if (value := number(other["pauc"])) is not None]
@@ -119,7 +121,7 @@ class Source:
 
 
 def _functions(lookup: Callable) -> dict[str, Callable]:
-    tables = {**{f"t{k}": k for k in range(2, 8)}, "f5": "f5"} | {name: name for name in ("log", "silence", "sweep", "both", "at", "share")}
+    tables = {**{f"t{k}": k for k in range(2, 8)}, "f5": "f5"} | {name: name for name in ("log", "silence", "sweep", "both", "at", *APART)}
     return {name: lambda column, _of=of, **filters: lookup(_of, column, filters) for name, of in tables.items()}
 
 
@@ -220,7 +222,7 @@ def explained(claim: Mapping, source: Source, key: str = "because") -> str:
 
     def by_seed(table, *which):  # the run's seeds in their order, so that lists line up; of an experiment apart its own
         found = source.values(table, *which)[0]
-        return np.array([found.get(seed, np.nan) for seed in (known if known and table != "share" else found)])
+        return np.array([found.get(seed, np.nan) for seed in (known if known and table not in APART else found)])
 
     seeds = _functions(by_seed)
 

@@ -271,9 +271,9 @@ def test_explanations_tell_seeds_apart_and_compare_what_two_models_answer(tmp_pa
     write_csv(tmp_path / "per_video.csv", [{"experiment": "T2", "seed": seed, "model": model, "domain": "WEB", "question_id": name, "latency_sum": total,
                                             "latency_n": n} for seed, model, name, total, n in videos])  # fmt: skip
     write_csv(tmp_path / "figure5.csv", [{"seed": seed, "domain": "WEB", "step": step, "pauc": seed + step} for seed in (1, 2) for step in (0, 10)])
-    write_csv(tmp_path / "share.csv", [{"model": "sft", "seed": seed, "offline_share": 0.2, "task": task, "accuracy": 10 * seed + k}
+    write_csv(tmp_path / "offline_share.csv", [{"model": "sft", "seed": seed, "offline_share": 0.2, "task": task, "accuracy": 10 * seed + k}
                                        for seed in (1, 2) for k, task in enumerate(("caption", "attribute_qa"))])  # fmt: skip
-    monkeypatch.setattr(claims, "SHARE", tmp_path / "share.csv")
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
     source = claims.Source(claims.Run(tmp_path))
     assert source.values("both", "latency_s", {"model": "rl", "other": "sft", "domain": "WEB"})[0] == {"1": 2.0}
     with pytest.raises(claims.NotRun):
