@@ -137,8 +137,11 @@ def measure(claim: Mapping, source: Source) -> dict:
         found[table, column, *filters.items()] = values, {**filters, **({"n": n} if n else {})}, failed
         return statistics.mean(values.values())
 
-    for text in (claim["value"], claim["rule"], claim.get("guard", "0")):
-        evaluate(text, _functions(collect), value=0.0)
+    try:
+        for text in (claim["value"], claim["rule"], claim.get("guard", "0")):
+            evaluate(text, _functions(collect), value=0.0)
+    except ZeroDivisionError:
+        raise NotRun("no ratio: what it is divided by is 0 in this run") from None
     seeds = sorted(set.intersection(*(set(one[0]) for one in found.values())), key=lambda s: number(s) or 0)
     if not seeds:
         raise NotRun("no seed has all the values")

@@ -188,9 +188,9 @@ def pushed(rollouts: "Sequence[Rollout]", pushes: Mapping[str, float], tokenizer
         way = (push > 0) - (push < 0)
         runs = [[t for t, _ in run] for sampled, run in groupby(zip(r.completion, r.mask), lambda pair: pair[1]) if sampled]
         for row, run in zip(rows, runs):
-            signed = " ".join("-0+"[way + 1] + tokenizer.decode([token]) for token in run)
+            signed = " ".join("-·+"[way + 1] + tokenizer.decode([token]) for token in run)
             row[name] = Markup('<span style="background:#fff;color:{}">{}</span>').format(show.MARKS[way][1], signed)
-    return show.table(rows, "Tokens of each rollout, the highest advantage first: + is pushed up (made likelier), - down, 0 neither", len(rows))
+    return show.table(rows, "Tokens of each rollout, the highest advantage first: + is pushed up (made likelier), - down, · neither", len(rows))
 
 
 def predictions(profile: Profile, model: str, seed: int) -> dict[str, list[tuple[float, str]]]:

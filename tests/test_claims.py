@@ -91,6 +91,17 @@ def test_a_missing_table_is_not_run(results, tmp_path):
     assert all(entry["verdict"] == "NOT RUN" for entry in claims.judge_all(tmp_path / "nothing"))
 
 
+def test_a_ratio_to_nothing_is_not_run_and_says_so(results, tmp_path):
+    """A model that says nothing at all on a domain: no number, and no word of damaged data (the first run of tiny had this)."""
+    def silent(row):
+        if (row["model"], row["domain"]) == ("rl", "WEB"):
+            row["reply_turns"] = 0.0
+        return row
+
+    found = change(results, tmp_path, "table6.csv", silent)["no-in_span-multiplies-WEB"]
+    assert (found["verdict"], found["reason"]) == ("NOT RUN", "no ratio: what it is divided by is 0 in this run")
+
+
 def test_a_fail_where_the_paper_has_a_number(results, tmp_path):
     found = change(
         results,

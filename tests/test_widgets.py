@@ -177,7 +177,7 @@ def test_the_tokens_of_each_rollout_bear_the_sign_of_its_push(tiny_model):  # no
     assert style.BLUE in first[1] and style.RED in first[3]
     same = three_rollouts(segment.rollout_times(), (2.0, 2.0, 2.0))
     same[0].add(tokenizer("A")["input_ids"], [0.0])
-    assert ">0A<" in widgets.group(same, segment, "No variance.", tokenizer).data
+    assert ">·A<" in widgets.group(same, segment, "No variance.", tokenizer).data
 
 
 def test_gold_spans_that_overlap_stand_at_alternating_heights(monkeypatch):
