@@ -22,7 +22,7 @@ from mmduet2kit.profile import Profile, load_profile
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHARES = (0.2, 0.4957)  # the study's; the paper's (section 4.2: 50k of 100.9k)
-WEIGHTS = (0.25, 0.5, 1.0)  # the study's is the middle one; its RL goes on to twice the steps, and stays as rl-short where the study ends
+WEIGHTS = (0.25, 1.0, 0.5)  # the study's is the last one; its RL goes on to twice the steps, and stays as rl-short where the study ends
 
 
 def kit(command: str, profile: Profile, seed: int, *words) -> None:
@@ -92,7 +92,7 @@ def no_reply_weight(profiles: dict[float, Profile], seed: int) -> list[dict]:
 
 EXPERIMENTS = {
     offline_share: {share: {"dialogue": {"offline_share": share}} for share in SHARES},
-    no_reply_weight: {weight: {"sft": {"no_reply_weight": weight}, "rl": {"steps": 200 if weight == WEIGHTS[1] else 100}} for weight in WEIGHTS},
+    no_reply_weight: {weight: {"sft": {"no_reply_weight": weight}, "rl": {"steps": 200 if weight == WEIGHTS[-1] else 100}} for weight in WEIGHTS},
 }
 
 
