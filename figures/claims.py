@@ -21,7 +21,7 @@ MATCH, TREND, DIFFERS, FAIL_AS_PAPER = "MATCH", "TREND", "DIFFERS", "FAIL-AS-PAP
 VERDICTS = (MATCH, TREND, DIFFERS, FAIL_AS_PAPER, NOT_RUN)
 CLAIMS, TARGETS = FIGURES / "claims.yaml", FIGURES / "targets.yaml"
 RESULTS = FIGURES.parent / "tests" / "benchmarks" / "results"
-APART = {"share": "offline_share.csv", "weight": "no_reply_weight.csv"}  # what tests/benchmarks/apart.py found: trainings beside the run's
+APART = {"share": "offline_share.csv", "early": "early_silence.csv"}  # what tests/benchmarks/apart.py found: trainings beside the run's
 SURE = 0.975  # share of resamples in which a rule must hold: one side of a 95 percent interval
 
 

@@ -1,9 +1,10 @@
 """Experiments apart from the study, each of which varies one cause of what there differs from the paper; claims.yaml reads the results.
 
 `python tests/benchmarks/apart.py offline_share`: does the share of offline samples in SFT decide on offline ability (Table 4)?
-`python tests/benchmarks/apart.py no_reply_weight`: does how much the SFT model says decide on what RL becomes of it (Table 2, Figure 5)?
+`python tests/benchmarks/apart.py early_silence`: does RL fall silent in its first steps because SFT says little, or because of what
+speaking costs (Table 2's TV and VAD, Figure 5)? SFT with other weights of NO REPLY turns; RL without r_pfx.
 Data, base, SFT and RL are made as the study makes them, but for that cause, in folders of their own (--work; a killed run goes on
-there). On two cores a pair of seeds takes 25 minutes and two hours. Written: tests/benchmarks/results/EXPERIMENT.csv (or --out).
+there). On two cores 12 and 40 minutes a seed. Written: tests/benchmarks/results/EXPERIMENT.csv (or --out).
 """
 
 import argparse
@@ -22,7 +23,7 @@ from mmduet2kit.profile import Profile, load_profile
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHARES = (0.2, 0.4957)  # the study's; the paper's (section 4.2: 50k of 100.9k)
-WEIGHTS = (0.25, 1.0, 0.5)  # the study's is the last one; its RL goes on to twice the steps, and stays as rl-short where the study ends
+WEIGHTS = (0.25, 1.0, 0.5)  # the study's is the last one
 
 
 def kit(command: str, profile: Profile, seed: int, *words) -> None:
@@ -60,39 +61,36 @@ def tested(profile: Profile, seed: int, model: str, *words: str) -> dict:
     return read_json(profile.results / "eval" / f"{model}-seed{seed}.json")
 
 
-def offline_share(profiles: dict[float, Profile], seed: int) -> list[dict]:
+def offline_share(profile: Profile, seed: int, share: float) -> list[dict]:
     """{model, seed, offline_share (empty: the base), task, accuracy in percent, n}."""
     rows = []
-    for share, profile in profiles.items():
-        kit("sft", profile, seed)
-        for model in ("base", "sft") if share == SHARES[0] else ("sft",):
-            part = tested(profile, seed, model, "--domains", "VAD", "--extras", "offline")["offline"]
-            rows += [{"model": model, "seed": seed, "offline_share": share if model == "sft" else "", "task": task,
-                      "accuracy": round(100 * part[task][0], 4), "n": part[task][1]} for task in ("caption", "attribute_qa")]  # fmt: skip
+    kit("sft", profile, seed)
+    for model in ("base", "sft") if share == SHARES[0] else ("sft",):
+        part = tested(profile, seed, model, "--domains", "VAD", "--extras", "offline")["offline"]
+        rows += [{"model": model, "seed": seed, "offline_share": share if model == "sft" else "", "task": task,
+                  "accuracy": round(100 * part[task][0], 4), "n": part[task][1]} for task in ("caption", "attribute_qa")]  # fmt: skip
     return rows
 
 
-def no_reply_weight(profiles: dict[float, Profile], seed: int) -> list[dict]:
-    """{seed, no_reply_weight, model, step, domain, pauc, reply_turns}: on development videos during RL, of TV and VAD at the end."""
-    rows = []
-    for weight, profile in profiles.items():
-        kit("sft", profile, seed)
-        kit("grpo", profile, seed)
-        for row in read_csv(profile.results / f"figure5_seed{seed}.csv"):
-            rows.append({"model": "rl", **{key: row[key] for key in ("step", "domain", "pauc", "reply_turns")}, "domain": f"dev {row['domain']}"})
-        longer = profile.rl.steps > profile.ablation.rl_steps
-        for model, step in (("sft", 0), *([("rl-short", profile.ablation.rl_steps)] if longer else []), ("rl", profile.rl.steps)):
-            for part in tested(profile, seed, model, "--domains", "TV,VAD")["proactive"]:
-                found = pooled(part["rows"])
-                rows.append({"model": model.split("-")[0], "step": step, "domain": part["domain"], "pauc": found["pauc"], "reply_turns": found["reply_turns"]})
-        for row in rows:
-            row.setdefault("no_reply_weight", weight)
-    return [{"seed": seed, **row} for row in rows]
+def early_silence(profile: Profile, seed: int, weight: float) -> list[dict]:
+    """{seed, no_reply_weight, model, step, domain, pauc, reply_turns}: dev WEB and dev EGO during RL (development videos), TV and VAD at the end."""
+    kit("sft", profile, seed)
+    kit("grpo", profile, seed)
+    rows = [{"model": "rl", "step": row["step"], "domain": f"dev {row['domain']}", "pauc": row["pauc"], "reply_turns": row["reply_turns"]}
+            for row in read_csv(profile.results / f"figure5_seed{seed}.csv")]  # fmt: skip
+    without = [f"rl-{arm}" for arm in profile.ablation.arms]
+    for arm in profile.ablation.arms:
+        kit("grpo", profile, seed, "--arm", arm)
+    for model, step in (("sft", 0), *((model, profile.rl.steps) for model in ("rl", *without))):
+        for part in tested(profile, seed, model, "--domains", "TV,VAD")["proactive"]:
+            found = pooled(part["rows"])
+            rows.append({"model": model, "step": step, "domain": part["domain"], "pauc": found["pauc"], "reply_turns": found["reply_turns"]})
+    return [{"seed": seed, "no_reply_weight": weight, **row} for row in rows]
 
 
 EXPERIMENTS = {
     offline_share: {share: {"dialogue": {"offline_share": share}} for share in SHARES},
-    no_reply_weight: {weight: {"sft": {"no_reply_weight": weight}, "rl": {"steps": 200 if weight == WEIGHTS[-1] else 100}} for weight in WEIGHTS},
+    early_silence: {weight: {"sft": {"no_reply_weight": weight}, "ablation": {"arms": ["no_pfx"] if weight == WEIGHTS[-1] else []}} for weight in WEIGHTS},
 }
 
 
@@ -102,7 +100,7 @@ def main() -> None:
     parser.add_argument("experiment", choices=named)
     parser.add_argument("--work", type=Path, help="where models lie (default: runs/apart/EXPERIMENT)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--parallel", type=int, default=2, help="seeds side by side (default: 2)")
+    parser.add_argument("--parallel", type=int, default=2, help="trainings side by side (default: 2)")
     parser.add_argument("--out", type=Path, help="default: tests/benchmarks/results/EXPERIMENT.csv; other seeds' rows there stay")
     args = parser.parse_args()
     out, experiment = (args.out or RESULTS / f"{args.experiment}.csv").resolve(), named[args.experiment]
@@ -112,12 +110,10 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     profiles = made(EXPERIMENTS[experiment])
 
-    def rows_of(seed: int) -> list[dict]:
-        same_base(profiles, seed)
-        return experiment(profiles, seed)
-
     with ThreadPoolExecutor(args.parallel) as side:
-        rows = [row for part in side.map(rows_of, args.seeds) for row in part]
+        list(side.map(lambda seed: same_base(profiles, seed), args.seeds))
+        each = [(seed, value) for seed in args.seeds for value in profiles]
+        rows = [row for part in side.map(lambda one: experiment(profiles[one[1]], *one), each) for row in part]
     kept = [row for row in read_csv(out) if int(row["seed"]) not in args.seeds] if out.is_file() else []
     write_csv(out, sorted(kept + rows, key=lambda row: int(row["seed"])))
     print(f"{out}: {len(rows)} rows of seeds {args.seeds}, {len(kept)} of others")
