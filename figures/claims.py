@@ -77,13 +77,13 @@ class Source:
         sizes = [number(row.get("n")) for row in rows]
         return found, failed, sum(sizes) / len(set(found)) if all(sizes) else None
 
-    def _log(self, column: str, model: str, quarter: int = 0) -> dict[str, float]:
-        """Means over all steps (or one quarter of them, 1 to 4) of a training log, train_<model>_seed<k>.csv."""
+    def _log(self, column: str, model: str, quarter: int = 0, steps: int | None = None) -> dict[str, float]:
+        """Means over all steps (or the first `steps`, or one quarter of them, 1 to 4) of a training log, train_<model>_seed<k>.csv."""
         found = {}
         for seed in map(str, self.run.manifest.get("seeds", [])):
-            steps = [v for row in self.run.rows(f"train_{model}_seed{seed}.csv") if (v := number(row.get(column))) is not None]
-            if steps := [v for k, v in enumerate(steps) if not quarter or 4 * k // len(steps) + 1 == quarter]:
-                found[seed] = statistics.mean(steps)
+            all_steps = [v for row in self.run.rows(f"train_{model}_seed{seed}.csv")[:steps] if (v := number(row.get(column))) is not None]
+            if mine := [v for k, v in enumerate(all_steps) if not quarter or 4 * k // len(all_steps) + 1 == quarter]:
+                found[seed] = statistics.mean(mine)
         if not found:
             raise NotRun(f"no training log of {model}: {column}")
         return found

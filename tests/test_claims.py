@@ -271,6 +271,7 @@ def test_explanations_read_parts_of_a_training_and_the_baselines_thresholds(tmp_
                                                  for domain, paucs in (("WEB", (5, 20, 30)), ("EGO", (9, 7, ""))) for at, pauc in zip((0.1, 0.2, 0.3), paucs)])  # fmt: skip
     source = claims.Source(claims.Run(tmp_path))
     assert [source.values("log", "reply_turns", {"model": "rl", "quarter": k})[0]["1"] for k in range(5)] == [3.5, 0.5, 2.5, 4.5, 6.5]
+    assert source.values("log", "reply_turns", {"model": "rl", "steps": 3})[0]["1"] == 1
     assert [source.values("sweep", "pauc", {"domain": "WEB", one: 1})[0]["1"] for one in ("chosen", "best")] == [20, 30]
     assert [source.values("sweep", "threshold", {"domain": "EGO", one: 1})[0]["1"] for one in ("chosen", "best")] == [0.2, 0.1]
 

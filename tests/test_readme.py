@@ -97,7 +97,7 @@ def test_rules_and_settings_are_those_that_were_frozen():
     """The committed run's; a setting that came later is no change of those it was made with."""
     manifest = read_json(ROOT / "figures" / "data" / "study" / "manifest.json")
     assert manifest["freeze"] == {"rules": rules_hash(), "settings": manifest["profile_hash"]}
-    last = [row for row in read_csv(ROOT / "figures" / "data" / "reruns.csv") if row["rules"]][-1]
+    last = [row for row in read_csv(ROOT / "figures" / "data" / "reruns.csv") if row["rules"] and row["profile"] == manifest["profile"]][-1]
     assert manifest["freeze"]["rules"].startswith(last["rules"]) and manifest["profile_hash"].startswith(last["settings"])
     now = load_profile(manifest["profile"].partition("-")[0]).model_dump(mode="json")
 

@@ -51,6 +51,7 @@ def same_base(profiles: dict[float, Profile], seed: int) -> None:
     for other in others:
         there = other.model_dir("base", seed)
         if not there.exists():
+            there.unlink(missing_ok=True)  # a link to where --work was before
             there.parent.mkdir(parents=True, exist_ok=True)
             there.symlink_to(first.model_dir("base", seed).resolve(), target_is_directory=True)
 
