@@ -77,16 +77,15 @@ def early_silence(profile: Profile, seed: int, weight: float) -> list[dict]:
     """{seed, no_reply_weight, model, step, domain, pauc, reply_turns}: dev WEB and dev EGO during RL (development videos), TV and VAD at the end."""
     kit("sft", profile, seed)
     kit("grpo", profile, seed)
-    rows = [{"model": "rl", "step": row["step"], "domain": f"dev {row['domain']}", "pauc": row["pauc"], "reply_turns": row["reply_turns"]}
-            for row in read_csv(profile.results / f"figure5_seed{seed}.csv")]  # fmt: skip
-    without = [f"rl-{arm}" for arm in profile.ablation.arms]
     for arm in profile.ablation.arms:
         kit("grpo", profile, seed, "--arm", arm)
-    for model, step in (("sft", 0), *((model, profile.rl.steps) for model in ("rl", *without))):
-        for part in tested(profile, seed, model, "--domains", "TV,VAD")["proactive"]:
-            found = pooled(part["rows"])
-            rows.append({"model": model, "step": step, "domain": part["domain"], "pauc": found["pauc"], "reply_turns": found["reply_turns"]})
-    return [{"seed": seed, "no_reply_weight": weight, **row} for row in rows]
+    found = [("rl", row["step"], f"dev {row['domain']}", row) for row in read_csv(profile.results / f"figure5_seed{seed}.csv")]
+    trained = {"sft": 0, "rl": profile.rl.steps} | {f"rl-{arm}": profile.ablation.rl_steps for arm in profile.ablation.arms}
+    for model, step in trained.items():
+        parts = tested(profile, seed, model, "--domains", "TV,VAD")["proactive"]
+        found += [(model, step, part["domain"], pooled(part["rows"])) for part in parts]
+    return [{"seed": seed, "no_reply_weight": weight, "model": model, "step": step, "domain": domain, "pauc": row["pauc"], "reply_turns": row["reply_turns"]}
+            for model, step, domain, row in found]  # fmt: skip
 
 
 EXPERIMENTS = {
