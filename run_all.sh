@@ -72,12 +72,13 @@ fi
 python=$env/bin/python
 "$python" -c "$is_fit" || stop "$env has $("$python" --version 2>&1), but 3.11 or 3.12 is needed."
 
-# --- 3. Install what pyproject.toml pins, once: a stamp remembers for which pyproject.toml and Python. 
-extras=dev; if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then extras=dev,gpu,adam8bit; fi
-wanted="$(cat pyproject.toml - <<<"$("$python" -VV) $extras $PWD" | "$python" -c \
+# --- 3. Install what pyproject.toml pins (what comes along: $held), once: a stamp remembers for which. ----
+held=mmduet2kit/constraints.txt extras=dev; if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then extras=dev,gpu,adam8bit; fi
+wanted="$(cat pyproject.toml "$held" - <<<"$("$python" -VV) $extras $PWD" | "$python" -c \
   'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
 pin() { grep -om1 "\"$1==[^\"]*" pyproject.toml | tr -d '"'; }
 install() { step "$python" -m pip install -qq --disable-pip-version-check "$@"; }
+exactly() { install -c "$held" "$@" || { say "  Not with the versions of $held: trying what pip has today."; install "$@"; }; }
 there="$(cat "$env/mmduet2kit-stamp" 2>/dev/null || true)"  # doctor and figures take what is there: a job may be using it
 case "$command" in doctor|figures) wanted=${there:-$wanted} ;; esac
 if [ "$there" != "$wanted" ]; then
@@ -88,8 +89,8 @@ if [ "$there" != "$wanted" ]; then
   say "about 1.6 and 6 GB where it offers the CUDA build. Two minutes and more, depending on the line."
   failed="the set-up failed: pip says above why; the next ./run_all.sh tries again."
   # torch first: some packages look for it while they are built.
-  say "  1 of 2: $(pin torch)"; install "$(pin torch)" || stop "$failed" 1
-  say "  2 of 2: everything else"; install -e ".[$extras]" || stop "$failed" 1
+  say "  1 of 2: $(pin torch)"; exactly "$(pin torch)" || stop "$failed" 1
+  say "  2 of 2: everything else"; exactly -e ".[$extras]" || stop "$failed" 1
   if [ "$extras" != dev ]; then
     say "  A GPU is here: building $(pin flash-attn), which may take long (an attempt; nothing depends on it)"
     install --no-build-isolation "$(pin flash-attn)" >"$env/flash-attn.log" 2>&1 \
@@ -106,8 +107,7 @@ if [ -n "${SLURM_JOB_ID:-}" ] && [ "$command" = run ]; then step "$python" -m mm
 [ "$command" = test ] || exec "$python" -m mmduet2kit "$command" "$@"
 
 # --- 5. Tests, cheapest first. The smoke run goes through this script itself, not through a second path. --
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-result=0
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; result=0
 check() { say "== $1"; shift; step "$@" || { result=1; say "== FAILED"; }; }
 check "unit tests" "$python" -m pytest -q -n 2 -m "not slow and not smoke and not kill and not distributed and not all_only"
 check "training on several ranks" "$python" -m pytest -q -m "distributed and not all_only"

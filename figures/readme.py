@@ -158,6 +158,7 @@ def speed() -> str:
         ("the same, against the released inference's way", a["released_over_kit_at_the_last_turn"]),
         ("64 short videos one after another, against transformers' `generate` on everything again", b["kit_alone"]["times_faster_than_full_by_generate"]),
         ("the same, against bare forwards that keep their cache within a turn", b["kit_alone"]["times_faster_than_full"]),
+        ("the same again, the stream's small forwards compiled at fixed shapes (CUDA graphs on a GPU)", b["kit_alone_graphs"]["times_faster_than_full"]),
         ("the same 64 in one batch, against everything again in a batch of 64", b["kit_batched"]["times_faster_than_full_batched"]),
         ("the same 64 in one batch, against those bare forwards one after another", b["kit_batched"]["times_faster_than_full"]),
         ("a GRPO step's rollout of 20 turns, against TRL's loop", c["trl_over_kit"]),

@@ -32,7 +32,7 @@ class RaggedCache:
         self.lengths = torch.zeros(rows, dtype=torch.long)
         self.buffers: list[list[torch.Tensor] | None] = [None] * layers
         self.capacity = capacity
-        self.fixed: torch.Tensor | None = None  # [rows, 1]: where the next token of every row goes (see `Replay`)
+        self.fixed: torch.Tensor | None = None  # [rows, width]: where the next tokens of every row go (see `Replay`)
         self.copied = 0  # bytes of old keys and values moved so far: by growing, and to gather some of the rows
 
     def begin(self, rows: torch.Tensor, counts: torch.Tensor, width: int, device: torch.device) -> torch.Tensor:
@@ -63,7 +63,7 @@ class RaggedCache:
         return out[0], out[1]
 
     def _update_fixed(self, key, value, layer):
-        """One token for every row, with shapes and addresses that never change."""
+        """As many tokens for every row, with shapes and addresses that never change."""
         for buffer, new in zip(self.buffers[layer], (key, value)):
             index = self.fixed[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
             buffer.scatter_(2, index, new)
@@ -91,40 +91,37 @@ class RaggedCache:
 
 
 class Replay:
-    """One decoding step for all rows at once, shapes and addresses fixed: on a GPU recorded as a CUDA graph, and replayed.
+    """A forward of `width` tokens for all rows at once, shapes and addresses fixed: on a GPU recorded as a CUDA graph, and replayed.
 
-    Rows that have nothing to say write behind their last position, where nothing is read and the next token overwrites it.
-    On a CPU the same step runs without a graph (same tokens, no gain), unless torch is to `compile` it, which takes half a
-    minute. Needs a cache with a capacity.
+    What pads a row, and all of a row that has nothing new, is written behind its last position, where nothing is read and the
+    next tokens overwrite it. On a CPU the same forward runs without a graph (same tokens, little gain), unless torch is to
+    `compile` it, which takes half a minute. Needs a cache with a capacity that has been fed.
     """
 
-    def __init__(self, model, cache: RaggedCache, compiled: bool = False):
+    def __init__(self, model, cache: RaggedCache, width: int, compiled: bool = False):
         self.model, self.cache, self.graph = model, cache, None
         self.forward = torch.compile(self._forward, dynamic=False) if compiled else self._forward
-        rows, device = len(cache.lengths), model.device
-        self.ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self.places, self.positions = torch.zeros_like(self.ids), torch.zeros(3, rows, 1, dtype=torch.long, device=device)
+        rows, device, weight = len(cache.lengths), model.device, model.get_input_embeddings().weight
+        self.embeddings = weight.new_zeros(rows, width, weight.shape[1])
+        self.places = torch.zeros(rows, width, dtype=torch.long, device=device)
+        self.positions = torch.zeros(3, rows, width, dtype=torch.long, device=device)
         self.steps = torch.arange(cache.capacity, device=device)
 
-    def __call__(self, tokens: dict[int, int], positions: torch.Tensor) -> torch.Tensor:
-        """Append one token to each row of `tokens` at M-RoPE `positions` [rows]; hidden states of all rows [rows, H]."""
-        which = torch.tensor(list(tokens))
-        if int(self.cache.lengths.max()) >= self.cache.capacity:
-            raise ValueError(f"a cache of {self.cache.capacity} tokens is full: give it more, or a lower limit.")
-        self.ids[which.to(self.ids.device), 0] = torch.tensor(list(tokens.values()), device=self.ids.device)
-        self.places.copy_(self.cache.lengths[:, None])
-        self.positions.copy_(positions[None, :, None].expand_as(self.positions))
+    def __call__(self, rows: torch.Tensor, counts: torch.Tensor, embeddings: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Append `counts[i]` of embeddings [R, width, H] at M-RoPE positions [3, R, width] to each row; hidden states [R, width, H]."""
+        there = rows.to(self.places.device)
+        self.embeddings[there], self.positions[:, there] = embeddings, positions
+        self.places.copy_(self.cache.lengths[:, None] + torch.arange(self.places.shape[1]))
         self.cache.fixed = self.places
         try:
-            hidden = self.forward() if self.ids.device.type == "cpu" else self._replayed()
+            hidden = self.forward() if there.device.type == "cpu" else self._replayed()
         finally:
             self.cache.fixed = None
-        self.cache.lengths[which] += 1
-        return hidden
+        self.cache.lengths[rows] += counts
+        return hidden[there]
 
     def _forward(self) -> torch.Tensor:
-        mask = (self.steps <= self.places)[:, None, None]
-        return read(self.model, self.cache, self.model.get_input_embeddings()(self.ids), self.positions, mask)[:, 0]
+        return read(self.model, self.cache, self.embeddings, self.positions, (self.steps <= self.places[..., None])[:, None])
 
     def _replayed(self) -> torch.Tensor:
         if self.graph is None:

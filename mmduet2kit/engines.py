@@ -37,6 +37,7 @@ class StreamEngine:
 
     def __init__(self, model, image_processor, **options):
         self.model, self.image_processor, self.options, self.counts = model, image_processor, options, Counter()
+        self.fixed: dict[int, tuple] = {}  # by rows: a cache and its recorded graphs, which later sessions use again
 
     def play(self, encoder: ChatEncoder, sessions: Sequence[Session], choose, max_new_tokens: int, copies: int = 1,
              decide: Callable | None = None, thresholds: float | Sequence[float] = 0.0,
@@ -47,6 +48,9 @@ class StreamEngine:
         vision features.
         """
         stream = Stream(self.model, encoder, self.image_processor, len(sessions), **self.options)
+        if stream.graphs:
+            stream.cache, stream.replays = self.fixed.setdefault(len(sessions), (stream.cache, stream.replays))
+            stream.cache.lengths.zero_()
         features = [stream.see(session.frames) for session in sessions]
         if copies > 1 or any(session.before for session in sessions):
             if stream.limit:

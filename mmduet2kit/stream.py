@@ -24,6 +24,8 @@ from .dialogue import NO_REPLY, SUBTITLE, Turn
 from .errors import UserError
 from .model import pixels
 
+REPLAYED = 512  # slots of a forward (rows x width): with more than that, arithmetic takes longer than launching does
+
 
 @dataclass
 class Spoken:
@@ -86,8 +88,8 @@ class Stream:
     """A batch of streaming sessions of one model; row r is one session. All methods run without gradients.
 
     limit: tokens that a session may hold (0: no limit, and nothing is remembered for re-encoding).
-    ahead: feed NO REPLY with the turn and verify it in one forward. graphs: decode with fixed shapes (`cache.Replay`; compiled,
-    if so wanted), in a cache of `capacity` tokens a row (default: the limit).
+    ahead: feed NO REPLY with the turn and verify it in one forward. graphs: forwards of few tokens have fixed shapes
+    (`cache.Replay`; compiled, if so wanted), in a cache of `capacity` tokens a row (default: the limit).
     """
 
     def __init__(self, model, encoder: ChatEncoder, image_processor, rows: int, *, limit: int = 0, ahead: bool = True,
@@ -100,8 +102,8 @@ class Stream:
         self.start: list[list[int]] = [[] for _ in range(rows)]
         self.heard: list[list[Heard]] = [[] for _ in range(rows)]
         self.begun = [False] * rows  # format `frames`: is the user's turn open?
-        self.counts: Counter = Counter()  # decisions, silent, accepted (silences verified ahead), forwards, forgotten
-        self.replay: Replay | None = None
+        self.counts: Counter = Counter()  # decisions, silent, accepted (silences verified ahead), forwards, replayed, forgotten
+        self.replays: dict[int, Replay] = {}  # by their width
 
     def fork(self, copies: int) -> "Stream":
         """Every session repeated `copies` times, one after another."""
@@ -130,9 +132,8 @@ class Stream:
 
         Returns the hidden states after each chunk's `last` last tokens, [len(rows), last, hidden].
         """
-        width, device = max(map(len, chunks)), self.model.device
-        which = torch.tensor(rows)
-        counts = torch.tensor([len(chunk) for chunk in chunks])
+        device, which, counts = self.model.device, torch.tensor(rows), torch.tensor([len(chunk) for chunk in chunks])
+        width, replay = self._shape(int(counts.max()))
         ids = torch.tensor([chunk + [self.encoder.im_end] * (width - len(chunk)) for chunk in chunks], device=device)
         relative, steps = torch.zeros(3, len(rows), width, dtype=torch.long), torch.zeros(len(rows), dtype=torch.long)
         for i, chunk in enumerate(chunks):
@@ -144,28 +145,29 @@ class Stream:
         embeddings = self.model.get_input_embeddings()(ids)
         seen = [f.reshape(-1, f.shape[-1]) for f in features if f is not None and len(f)]
         if seen:
-            real = torch.arange(width) < counts[:, None]
-            images = (ids == self.encoder.image_pad) & real.to(device)
+            images = (ids == self.encoder.image_pad) & (torch.arange(width) < counts[:, None]).to(device)
             embeddings[images] = torch.cat(seen).to(embeddings.dtype)
-        hidden = read(self.model, self.cache, embeddings, positions, self.cache.begin(which, counts, width, device))
-        self.counts["forwards"] += 1
+        hidden = replay(which, counts, embeddings, positions) if replay else read(
+            self.model, self.cache, embeddings, positions, self.cache.begin(which, counts, width, device))  # fmt: skip
+        self.counts.update(forwards=1, replayed=bool(replay))
         return hidden[torch.arange(len(rows))[:, None], counts[:, None] - last + torch.arange(last)]
+
+    def _shape(self, width: int) -> tuple[int, Replay | None]:
+        """How wide a forward of `width` tokens a row is, and what replays it: None where many tokens hide what launching costs."""
+        fixed = width if width == 1 else -(-width // 32) * 32
+        fits = self.cache.buffers[0] and int(self.cache.lengths.max()) + fixed <= self.cache.capacity
+        if not (self.graphs and fits and len(self.begun) * fixed <= REPLAYED):
+            return width, None
+        return fixed, self.replays.get(fixed) or self.replays.setdefault(fixed, Replay(self.model, self.cache, fixed, self.compiled))
 
     def _go_back(self, row: int, tokens: int) -> None:
         """Take the last text tokens of a session's cache back."""
         self.cache.lengths[row] -= tokens
         self.positions[row] -= tokens
 
-    @torch.no_grad()
     def _next(self, rows: Sequence[int]) -> torch.Tensor:
         """Feed the one pending token of each row; hidden states [len(rows), H]."""
-        if not self.graphs:
-            hidden = self.feed(rows, [self.pending[row] for row in rows], [None] * len(rows))[:, 0]
-        else:
-            self.replay = self.replay or Replay(self.model, self.cache, self.compiled)
-            hidden = self.replay({row: self.pending[row][0] for row in rows}, self.positions)[list(rows)]
-            self.positions[list(rows)] += 1
-            self.counts["forwards"] += 1
+        hidden = self.feed(rows, [self.pending[row] for row in rows], [None] * len(rows))[:, 0]
         for row in rows:
             self.pending[row] = []
         return hidden

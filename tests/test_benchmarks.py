@@ -33,15 +33,17 @@ def numbers(value):
 def test_what_a_turn_costs(tmp_path, capsys):
     """The stream against its alternatives: all parts there, the same work done by each way."""
     told = ran("engine.py", tmp_path / "engine.json")
-    a, b, c, n = (told[part] for part in "abcn")
+    a, b, c, d, n = (told[part] for part in "abcdn")
     assert all(map(isfinite, numbers(told)))
     assert b["kit_alone"]["counts"]["decisions"] == b["kit_batched"]["counts"]["decisions"] == 64 * 17
     assert b["kit_batched"]["counts"]["forwards"] < b["kit_alone"]["counts"]["forwards"] / 10
-    assert a["kit"]["cache_mb"] == a["released"]["cache_mb"] and told["d"]["re_encoded"] == 0
+    assert a["kit"]["cache_mb"] == a["released"]["cache_mb"] and "re-encoded" not in d["silent_turn_counts"]
+    assert d["silent_turn_graphs_counts"]["replayed"] > 100 and b["kit_alone_graphs"]["counts"]["replayed"] > 2000
     assert n["every_margin_below_the_noise"] is True
     with capsys.disabled():
         print(f"\nturn 200: {a['full_over_kit_at_the_last_turn']} times faster than full re-encoding (target 20); 64 streams alone "
-              f"{b['kit_alone']['times_faster_than_full_by_generate']} (bare forwards {b['kit_alone']['times_faster_than_full']}; target 4), "
+              f"{b['kit_alone']['times_faster_than_full_by_generate']} (bare forwards {b['kit_alone']['times_faster_than_full']}, compiled "
+              f"{b['kit_alone_graphs']['times_faster_than_full']}; target 4), "
               f"batched {b['kit_batched']['times_faster_than_full']} (10); TRL's rollout {c['trl_over_kit']} (5)")  # fmt: skip
 
 

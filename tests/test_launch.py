@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import constraints
 import pytest
 
 from mmduet2kit import cli, launch, runner
@@ -310,9 +311,7 @@ def job(folder: Path, spool: Path, *arguments):
 def test_run_all_is_a_slurm_job_that_goes_back_into_the_queue(slurm, tmp_path, wait_until):
     """The script runs from a spool copy; TERM ahead of the limit reaches the run, then the job is queued again and goes on."""
     folder = tmp_path / "kit"
-    folder.mkdir()
-    for name in ("run_all.sh", "pyproject.toml"):
-        shutil.copy(name, folder)
+    constraints.copied(folder)
     tool(folder, "python", f"""
 if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit; fi
 if [ "$1 $2" = "-m pip" ]; then exit; fi

