@@ -1,7 +1,7 @@
 """The reference run: `python figures/readme.py runs/tiny --reason WHY` takes a run's results into figures/data/study,
 redraws them into figures/drawn, and writes the README's numbers from them; without a folder it only does the last two.
 
-Several folders are the same study, seed by seed (`runs/study-1 runs/study-2`, or figures/data/study itself and a new seed).
+With --minutes a run of the README's first command gives its minutes and memory alone. Several folders are the same study, seed by seed (`runs/study-1 runs/study-2`, or figures/data/study itself and a new seed).
 Every taking is a line of figures/data/reruns.csv, which is never shortened. A run is taken only if the rules that judge it
 stood before it: those of its commit and today's must decide alike (`freeze` in its manifest). Tests fail when the README's
 blocks or the drawings are not what the scripts make of figures/data/study.
@@ -215,16 +215,33 @@ def take(runs: list[Path], reason: str) -> None:
         name = re.sub(r"-\d+$", "", heads[0]["profile"]) if len(heads) > 1 else heads[0]["profile"]  # study-1 is one seed of study
         manifest = heads[0] | {"profile": name, "commits": commits, "seeds": seeds, "stages": stages, "freeze": freeze}
         write_json(new / "manifest.json", manifest)
-        if heads[0]["profile"] == "tiny":
+        if heads[0]["profile"] == DEFAULT.name:
             write_json(DEFAULT / "manifest.json", manifest)
         shutil.rmtree(DATA, ignore_errors=True)
         shutil.move(new, DATA)
     draw()
-    counts = Counter(claim["verdict"] for claim in read_json(DRAWN / "claims.json"))
-    row = {"date": max(a["started"] for tries in stages.values() for a in tries)[:10], "profile": name,
-           "seeds": " ".join(map(str, seeds)), "commit": " ".join(commit[:7] for commit in commits), "settings": heads[0]["profile_hash"][:12],
-           "rules": rules[:12],
-           **{f"{model}_{domain}": _cell([r for r in Run(DATA).rows("table2.csv") if (r["model"], r["domain"]) == (model, domain)])
+    _into_ledger(Run(DATA), manifest, DRAWN, reason)
+
+
+def take_minutes(folder: Path, reason: str) -> None:
+    """Put what a run of the README's first command took (its manifest alone) in place of the old; its results are a line of the ledger."""
+    run = Run(folder / "results")
+    if run.manifest["profile"] != DEFAULT.name:
+        raise UserError(f"{folder} is of the profile {run.manifest['profile']}: the first command's minutes are those of {DEFAULT.name}.")
+    head = run.manifest | {"freeze": {"rules": frozen(run.manifest["commit"]), "settings": run.manifest["profile_hash"]}}
+    with tempfile.TemporaryDirectory() as drawn:
+        redraw(run.data, drawn)
+        write_json(DEFAULT / "manifest.json", head)
+        _into_ledger(run, head, Path(drawn), f"for its minutes alone: {reason}")
+
+
+def _into_ledger(run: Run, head: dict, drawn: Path, reason: str) -> None:
+    """One more line of figures/data/reruns.csv. head: the run's manifest; drawn: where the claims' verdicts are."""
+    counts = Counter(claim["verdict"] for claim in read_json(drawn / "claims.json"))
+    row = {"date": max(a["started"] for tries in head["stages"].values() for a in tries)[:10], "profile": head["profile"],
+           "seeds": " ".join(map(str, head["seeds"])), "commit": " ".join(commit[:7] for commit in head.get("commits", [head["commit"]])),
+           "settings": head["profile_hash"][:12], "rules": head["freeze"]["rules"][:12],
+           **{f"{model}_{domain}": _cell([r for r in run.rows("table2.csv") if (r["model"], r["domain"]) == (model, domain)])
               for model in ("sft", "rl") for domain in ("WEB", "EGO")},
            "verdicts": ", ".join(f"{n} {name}" for name, n in sorted(counts.items())), "reason": reason}  # fmt: skip
     before = read_csv(LEDGER) if LEDGER.exists() else []
@@ -243,12 +260,18 @@ def draw() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="*", type=Path, help="run folders to take")
+    parser.add_argument("--minutes", action="store_true", help="take a run of the first command for its minutes and memory alone")
     parser.add_argument("--reason", help="why the reference run is made (anew)")
     args = parser.parse_args()
     if args.runs and not args.reason:
         parser.error("a new reference run needs its --reason: it becomes a line of figures/data/reruns.csv")
+    if args.minutes and len(args.runs) != 1:
+        parser.error("--minutes takes one run folder")
     try:
-        take(args.runs, args.reason) if args.runs else draw()
+        if args.minutes:
+            take_minutes(args.runs[0], args.reason)
+        else:
+            take(args.runs, args.reason) if args.runs else draw()
     except UserError as error:
         sys.exit(str(error))
     write_atomic(ROOT / "README.md", filled((ROOT / "README.md").read_text()))

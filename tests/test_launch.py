@@ -9,8 +9,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import constraints
+import psutil
 import pytest
 
 from mmduet2kit import cli, launch, runner

@@ -73,6 +73,23 @@ def test_a_run_becomes_the_reference_run(tmp_path, monkeypatch):
     assert read_csv(tmp_path / "study" / "table2.csv") == both
 
 
+def test_a_run_may_be_taken_for_its_minutes_alone(tmp_path, monkeypatch):
+    module = script()
+    monkeypatch.setattr(module, "frozen", lambda commit: "rules")
+    for name, file in (("DATA", "study"), ("LEDGER", "reruns.csv"), ("DEFAULT", "tiny")):
+        monkeypatch.setattr(module, name, tmp_path / file)
+    fake_results.make(tmp_path / "run", (1,))
+    module.take_minutes(tmp_path / "run", "a new machine")
+    head = read_json(tmp_path / "run" / "manifest.json")
+    assert read_json(tmp_path / "tiny" / "manifest.json") == head | {"freeze": {"rules": "rules", "settings": head["profile_hash"]}}
+    (row,) = read_csv(tmp_path / "reruns.csv")
+    assert (row["profile"], row["seeds"], row["reason"]) == ("tiny", "1", "for its minutes alone: a new machine") and "MATCH" in row["verdicts"]
+    assert not (tmp_path / "study").exists()
+    write_json(tmp_path / "run" / "manifest.json", head | {"profile": "study"})
+    with pytest.raises(UserError, match="those of tiny"):
+        module.take_minutes(tmp_path / "run", "another profile")
+
+
 def test_a_run_is_judged_by_the_rules_that_stood_before_it(tmp_path, monkeypatch):
     """Prose may be mended after a run; what decides may not. The rules stand in a repository of their own here."""
     module, rules = script(), tmp_path / "figures" / "claims.yaml"
