@@ -77,8 +77,7 @@ held=mmduet2kit/constraints.txt extras=dev; if command -v nvidia-smi >/dev/null 
 wanted="$(cat pyproject.toml "$held" - <<<"$("$python" -VV) $extras $PWD" | "$python" -c \
   'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
 pin() { grep -om1 "\"$1==[^\"]*" pyproject.toml | tr -d '"'; }
-install() { step "$python" -m pip install -qq --disable-pip-version-check "$@"; }
-exactly() { install -c "$held" "$@" || { say "  Not with the versions of $held: trying what pip has today."; install "$@"; }; }
+install() { step env PIP_CONSTRAINT="$held" PIP_BUILD_CONSTRAINT="$held" "$python" -m pip install -qq --disable-pip-version-check "$@"; }
 there="$(cat "$env/mmduet2kit-stamp" 2>/dev/null || true)"  # doctor and figures take what is there: a job may be using it
 case "$command" in doctor|figures) wanted=${there:-$wanted} ;; esac
 if [ "$there" != "$wanted" ]; then
@@ -87,10 +86,10 @@ if [ "$there" != "$wanted" ]; then
   export DS_BUILD_OPS=0  # DeepSpeed compiles its CUDA parts when they are first used, not here
   say "Setting up $env, once: 0.42 GB to download, 2 GB on disk where pip offers a CPU build of torch,"
   say "about 1.6 and 6 GB where it offers the CUDA build. Two minutes and more, depending on the line."
-  failed="the set-up failed: pip says above why; the next ./run_all.sh tries again."
+  failed="the set-up failed: pip says above why; the next ./run_all.sh tries again. A version that is gone: delete its line in $held."
   # torch first: some packages look for it while they are built.
-  say "  1 of 2: $(pin torch)"; exactly "$(pin torch)" || stop "$failed" 1
-  say "  2 of 2: everything else"; exactly -e ".[$extras]" || stop "$failed" 1
+  say "  1 of 2: $(pin torch)"; install "$(pin torch)" || stop "$failed" 1
+  say "  2 of 2: everything else"; install -e ".[$extras]" || stop "$failed" 1
   if [ "$extras" != dev ]; then
     say "  A GPU is here: building $(pin flash-attn), which may take long (an attempt; nothing depends on it)"
     install --no-build-isolation "$(pin flash-attn)" >"$env/flash-attn.log" 2>&1 \

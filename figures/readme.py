@@ -42,6 +42,7 @@ MEANS = {  # figures/claims.py, `verdict`
     claims.DIFFERS: f"the rule does not hold, or holds in fewer than {100 * claims.SURE:g} percent of the resampled runs, or what it presumes does not hold",
     claims.NOT_RUN: "a number that the rule needs is not there; the reason says which",
 }
+MACHINE = ("seeds", "commit", "platform", "cpu", "cores", "gpu")  # what may differ between the parts of a study
 PICTURES = {  # the first of these that was drawn stands at the top of the README, with these words
     "ours5_before_after": "A test video of the committed run: what each model says of it, and when.",
     "fig5_dynamics": "The committed run: what the model does on development videos while reinforcement learning trains it.",
@@ -151,14 +152,15 @@ def deviations() -> str:
 def speed() -> str:
     """Markdown: how many times faster the stream is than its alternatives, from the committed benchmark on CPUs."""
     told = read_json(SPEED)
-    a, b, c = (told[part] for part in "abc")
+    a, b, c, d = (told[part] for part in "abcd")
     lines = [f"| on {told['hardware']}, {told['date']}, the tiny model | times faster |", "|---|---|"]
     for what, times in (
         ("turn 200 of a stream, against encoding everything again", a["full_over_kit_at_the_last_turn"]),
         ("the same, against the released inference's way", a["released_over_kit_at_the_last_turn"]),
         ("64 short videos one after another, against transformers' `generate` on everything again", b["kit_alone"]["times_faster_than_full_by_generate"]),
         ("the same, against bare forwards that keep their cache within a turn", b["kit_alone"]["times_faster_than_full"]),
-        ("the same again, the stream's small forwards compiled at fixed shapes (CUDA graphs on a GPU)", b["kit_alone_graphs"]["times_faster_than_full"]),
+        ("the same again, of the two the stream compiled, in a cache of just that length", b["kit_alone_graphs"]["times_faster_than_full"]),
+        ("a silent turn alone, compiled in a cache of 4,096 tokens, against the plain stream", round(d["silent_turn_ms"]["p50"] / d["silent_turn_graphs_ms"]["p50"], 1)),
         ("the same 64 in one batch, against everything again in a batch of 64", b["kit_batched"]["times_faster_than_full_batched"]),
         ("the same 64 in one batch, against those bare forwards one after another", b["kit_batched"]["times_faster_than_full"]),
         ("a GRPO step's rollout of 20 turns, against TRL's loop", c["trl_over_kit"]),
@@ -212,8 +214,9 @@ def take(runs: list[Path], reason: str) -> None:
         stages = {name: [a for head in heads for a in head["stages"].get(name, [])] for name in heads[0]["stages"]}
         seeds = sorted({seed for head in heads for seed in head["seeds"]})
         freeze = {"rules": rules, "settings": heads[0]["profile_hash"]}
+        parts = [part for head in heads for part in head.get("machines", [{key: head.get(key) for key in MACHINE}])]  # of each seed's
         name = re.sub(r"-\d+$", "", heads[0]["profile"]) if len(heads) > 1 else heads[0]["profile"]  # study-1 is one seed of study
-        manifest = heads[0] | {"profile": name, "commits": commits, "seeds": seeds, "stages": stages, "freeze": freeze}
+        manifest = heads[0] | {"profile": name, "commits": commits, "seeds": seeds, "stages": stages, "machines": parts, "freeze": freeze}
         write_json(new / "manifest.json", manifest)
         if heads[0]["profile"] == DEFAULT.name:
             write_json(DEFAULT / "manifest.json", manifest)
@@ -225,9 +228,12 @@ def take(runs: list[Path], reason: str) -> None:
 
 def take_minutes(folder: Path, reason: str) -> None:
     """Put what a run of the README's first command took (its manifest alone) in place of the old; its results are a line of the ledger."""
-    run = Run(folder / "results")
-    if run.manifest["profile"] != DEFAULT.name:
-        raise UserError(f"{folder} is of the profile {run.manifest['profile']}: the first command's minutes are those of {DEFAULT.name}.")
+    run = Run(folder / "results" if (folder / "results").is_dir() else folder)
+    if run.profile != DEFAULT.name or Run(DATA).profile == DEFAULT.name:
+        raise UserError(f"{folder} is of the profile {run.profile}, the committed run of {Run(DATA).profile}: --minutes takes {DEFAULT.name} beside a study.")
+    unfinished = [name for name, tries in run.manifest["stages"].items() if tries[-1]["status"] != "done"]
+    if unfinished or len(run.manifest["stages"]) < len(list((ROOT / "notebooks").glob("*.ipynb"))):
+        raise UserError(f"{folder} is not a whole run ({', '.join(unfinished) or 'stages are missing'}): its minutes would be too few.")
     head = run.manifest | {"freeze": {"rules": frozen(run.manifest["commit"]), "settings": run.manifest["profile_hash"]}}
     with tempfile.TemporaryDirectory() as drawn:
         redraw(run.data, drawn)

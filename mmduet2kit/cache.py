@@ -49,8 +49,10 @@ class RaggedCache:
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_) -> tuple[torch.Tensor, torch.Tensor]:
         """Store new keys and values [R, heads, width, dim]; return all of these rows' up to the longest."""
-        if self.fixed is not None:
-            return self._update_fixed(key, value, layer)
+        if self.fixed is not None:  # as many for every row, with shapes and addresses that never change
+            for buffer, new in zip(self.buffers[layer], (key, value)):
+                buffer.scatter_(2, self.fixed[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3]), new)
+            return tuple(self.buffers[layer])
         out, buffers = [], self.buffers[layer]
         if buffers is None:
             buffers = self.buffers[layer] = [self._grown(None, key) for _ in range(2)]
@@ -61,13 +63,6 @@ class RaggedCache:
             out.append(buffer[:, :, : self.keys] if self.whole else buffer[self.rows, :, : self.keys])
             self.copied += 0 if self.whole else out[-1].nbytes
         return out[0], out[1]
-
-    def _update_fixed(self, key, value, layer):
-        """As many tokens for every row, with shapes and addresses that never change."""
-        for buffer, new in zip(self.buffers[layer], (key, value)):
-            index = self.fixed[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
-            buffer.scatter_(2, index, new)
-        return tuple(self.buffers[layer])
 
     def _grown(self, old: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
         if self.capacity and self.keys > self.capacity:
@@ -94,13 +89,14 @@ class Replay:
     """A forward of `width` tokens for all rows at once, shapes and addresses fixed: on a GPU recorded as a CUDA graph, and replayed.
 
     What pads a row, and all of a row that has nothing new, is written behind its last position, where nothing is read and the
-    next tokens overwrite it. On a CPU the same forward runs without a graph (same tokens, little gain), unless torch is to
-    `compile` it, which takes half a minute. Needs a cache with a capacity that has been fed.
+    next tokens overwrite it. On a CPU the same forward runs without a graph: the same tokens, slower, as all of the capacity is
+    attended to. `compiled` by torch (half a minute a shape, at most eight shapes a process: torch runs others uncompiled) it is
+    faster in a short cache. Needs a cache with a capacity that has been fed.
     """
 
     def __init__(self, model, cache: RaggedCache, width: int, compiled: bool = False):
         self.model, self.cache, self.graph = model, cache, None
-        self.forward = torch.compile(self._forward, dynamic=False) if compiled else self._forward
+        self.compiled = torch.compile(self._forward, dynamic=False) if compiled else None  # else no cycle that keeps the cache
         rows, device, weight = len(cache.lengths), model.device, model.get_input_embeddings().weight
         self.embeddings = weight.new_zeros(rows, width, weight.shape[1])
         self.places = torch.zeros(rows, width, dtype=torch.long, device=device)
@@ -112,9 +108,9 @@ class Replay:
         there = rows.to(self.places.device)
         self.embeddings[there], self.positions[:, there] = embeddings, positions
         self.places.copy_(self.cache.lengths[:, None] + torch.arange(self.places.shape[1]))
-        self.cache.fixed = self.places
+        self.cache.fixed, forward = self.places, self.compiled or self._forward
         try:
-            hidden = self.forward() if there.device.type == "cpu" else self._replayed()
+            hidden = forward() if there.device.type == "cpu" else self._replayed(forward)
         finally:
             self.cache.fixed = None
         self.cache.lengths[rows] += counts
@@ -123,15 +119,15 @@ class Replay:
     def _forward(self) -> torch.Tensor:
         return read(self.model, self.cache, self.embeddings, self.positions, (self.steps <= self.places[..., None])[:, None])
 
-    def _replayed(self) -> torch.Tensor:
+    def _replayed(self, forward) -> torch.Tensor:
         if self.graph is None:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # a graph may only record what has run before; writing twice changes nothing
-                self.forward()
+                forward()
             torch.cuda.current_stream().wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
-                self.hidden = self.forward()
+                self.hidden = forward()
         self.graph.replay()
         return self.hidden

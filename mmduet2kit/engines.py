@@ -33,11 +33,11 @@ class Session:
 
 
 class StreamEngine:
-    """Sessions in one batch over a growing KV cache (stream.py); `options` are Stream's."""
+    """Sessions in one batch over a growing KV cache (stream.py); `options` are Stream's. One `play` at a time."""
 
     def __init__(self, model, image_processor, **options):
         self.model, self.image_processor, self.options, self.counts = model, image_processor, options, Counter()
-        self.fixed: dict[int, tuple] = {}  # by rows: a cache and its recorded graphs, which later sessions use again
+        self.fixed: dict[int, tuple] = {}  # by rows: a cache and its recorded graphs, for later plays (copies record their own)
 
     def play(self, encoder: ChatEncoder, sessions: Sequence[Session], choose, max_new_tokens: int, copies: int = 1,
              decide: Callable | None = None, thresholds: float | Sequence[float] = 0.0,

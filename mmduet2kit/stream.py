@@ -24,7 +24,7 @@ from .dialogue import NO_REPLY, SUBTITLE, Turn
 from .errors import UserError
 from .model import pixels
 
-REPLAYED = 512  # slots of a forward (rows x width): with more than that, arithmetic takes longer than launching does
+REPLAYED = 512  # slots of a forward (rows x width): beyond, arithmetic should take longer than launching (a guess for a 3B on an H200)
 
 
 @dataclass
@@ -94,6 +94,8 @@ class Stream:
 
     def __init__(self, model, encoder: ChatEncoder, image_processor, rows: int, *, limit: int = 0, ahead: bool = True,
                  graphs: bool = False, compiled: bool = False, capacity: int = 0):
+        if graphs and rows and not (capacity or limit):
+            raise ValueError("graphs need a capacity, or a limit.")
         self.model, self.encoder, self.image_processor = model, encoder, image_processor
         self.limit, self.ahead, self.graphs, self.compiled = limit, ahead, graphs, compiled
         self.cache = RaggedCache(model.config.text_config.num_hidden_layers, rows, (capacity or limit) if graphs else 0)
@@ -149,7 +151,7 @@ class Stream:
             embeddings[images] = torch.cat(seen).to(embeddings.dtype)
         hidden = replay(which, counts, embeddings, positions) if replay else read(
             self.model, self.cache, embeddings, positions, self.cache.begin(which, counts, width, device))  # fmt: skip
-        self.counts.update(forwards=1, replayed=bool(replay))
+        self.counts.update(forwards=1, replayed=int(replay is not None))
         return hidden[torch.arange(len(rows))[:, None], counts[:, None] - last + torch.arange(last)]
 
     def _shape(self, width: int) -> tuple[int, Replay | None]:

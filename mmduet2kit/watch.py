@@ -158,7 +158,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--context", type=int, default=8192, help="tokens; the oldest frames are forgotten beyond (default: 8192)")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="of one reply (default: 100)")
     parser.add_argument("--no-ahead", action="store_true", help="decode NO REPLY token by token instead of verifying it")
-    parser.add_argument("--graphs", action="store_true", help="run small forwards as CUDA graphs")
+    parser.add_argument("--graphs", action="store_true", help="run small forwards as CUDA graphs (on a CPU: the same, slower)")
 
 
 def run(args) -> int:

@@ -1,7 +1,7 @@
 """mmduet2kit/constraints.txt: the versions of what the kit's own dependencies bring along, such that vllm fits beside them.
 
-To renew them: empty the file, `.venv/bin/python tests/constraints.py`, which asks pip and installs nothing, then `./run_all.sh test`;
-if something fails, keep that package's older line.
+To renew them: `.venv/bin/python tests/constraints.py`, which asks pip for the newest and installs nothing, then `./run_all.sh test`; if
+something fails, keep that package's older line.
 """
 
 import json
@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[1]
 PATH, EXTRAS = ROOT / "mmduet2kit" / "constraints.txt", ("dev", "gpu", "adam8bit")
 HEADING = """\
 # What the packages of pyproject.toml bring along: run_all.sh and environment.yml hold pip to these versions, so that the same
-# commands make the same environment later. `./run_all.sh test` passed with them. What only vllm or a CUDA build of torch brings is
-# not held: both name most of it exactly. Made by tests/constraints.py.
+# commands make the same environment later. What only vllm or a CUDA build of torch brings is not held. Made by tests/constraints.py.
+setuptools<81  # vllm wants that on Python 3.12
 """
+
+
+CUDA = ("nvidia-", "cuda-", "triton")  # what a CUDA build of torch brings, at versions of its own
 
 
 def copied(place: Path) -> None:
@@ -48,14 +51,14 @@ def brought() -> dict[str, str]:
     waiting = list(seen)
     while waiting:
         new = {(canonicalize_name(one.name), frozenset(one.extras)) for one in wanted(*waiting.pop())} - seen
+        new = {one for one in new if not one[0].startswith(CUDA)}
         seen, waiting = seen | new, waiting + sorted(new, key=str)
     return {name: distribution(name).version for name in sorted({name for name, _ in seen} - named("dev"))}
 
 
 def held() -> dict[str, str]:
     """Name and version of each line of the file."""
-    lines = [line for line in PATH.read_text().splitlines() if line and not line.startswith("#")]
-    return dict(line.split("==") for line in lines)
+    return dict(line.split("==") for line in PATH.read_text().splitlines() if "==" in line)
 
 
 def pip(extras: tuple[str, ...], *options) -> subprocess.CompletedProcess:
@@ -73,6 +76,7 @@ def found(*extras: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    names, versions = set(found("dev")) - named("dev"), found(*EXTRAS)
-    PATH.write_text(HEADING + "".join(f"{name}=={versions[name]}\n" for name in sorted(names)))
+    PATH.write_text(HEADING)
+    names, versions = {name for name in found("dev") if not name.startswith(CUDA)} - named("dev"), found(*EXTRAS)
+    PATH.write_text(HEADING + "".join(f"{name}=={versions[name]}\n" for name in sorted(names & set(versions))))
     print(f"{PATH.name}: {len(held())} packages")

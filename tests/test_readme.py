@@ -56,7 +56,7 @@ def test_a_run_becomes_the_reference_run(tmp_path, monkeypatch):
     manifest = read_json(tmp_path / "study" / "manifest.json")
     once = read_json(tmp_path / "run-1" / "manifest.json")["stages"]
     assert manifest["seeds"] == [1, 2] and manifest["stages"] == {name: 2 * tries for name, tries in once.items()}
-    assert manifest["commits"] == [manifest["commit"]]
+    assert manifest["commits"] == [manifest["commit"]] and [one["seeds"] for one in manifest["machines"]] == [[1], [2]]
     first, second = read_csv(tmp_path / "reruns.csv")
     assert (first["seeds"], second["seeds"], second["reason"]) == ("1", "1 2", "a second seed") and "MATCH" in second["verdicts"]
     study = manifest | {"profile": "study-2", "seeds": [2]}
@@ -79,15 +79,21 @@ def test_a_run_may_be_taken_for_its_minutes_alone(tmp_path, monkeypatch):
     for name, file in (("DATA", "study"), ("LEDGER", "reruns.csv"), ("DEFAULT", "tiny")):
         monkeypatch.setattr(module, name, tmp_path / file)
     fake_results.make(tmp_path / "run", (1,))
-    module.take_minutes(tmp_path / "run", "a new machine")
     head = read_json(tmp_path / "run" / "manifest.json")
+    head["stages"] = {path.stem: [head["stages"]["03_base_and_sft"][-1] | {"status": "done"}] for path in (ROOT / "notebooks").glob("*.ipynb")}
+    write_json(tmp_path / "run" / "manifest.json", head)
+    module.take_minutes(tmp_path / "run", "a new machine")
     assert read_json(tmp_path / "tiny" / "manifest.json") == head | {"freeze": {"rules": "rules", "settings": head["profile_hash"]}}
     (row,) = read_csv(tmp_path / "reruns.csv")
     assert (row["profile"], row["seeds"], row["reason"]) == ("tiny", "1", "for its minutes alone: a new machine") and "MATCH" in row["verdicts"]
     assert not (tmp_path / "study").exists()
-    write_json(tmp_path / "run" / "manifest.json", head | {"profile": "study"})
-    with pytest.raises(UserError, match="those of tiny"):
-        module.take_minutes(tmp_path / "run", "another profile")
+    stages = head["stages"] | {"03_base_and_sft": [head["stages"]["03_base_and_sft"][-1] | {"status": "failed"}]}
+    for change, says in (({"profile": "study"}, "of the profile study"), ({"stages": stages}, "not a whole run .03_base_and_sft"), (
+            {"stages": {"10_report": head["stages"]["10_report"]}}, "stages are missing")):  # fmt: skip
+        write_json(tmp_path / "run" / "manifest.json", head | change)
+        with pytest.raises(UserError, match=says):
+            module.take_minutes(tmp_path / "run", "another")
+    assert len(read_csv(tmp_path / "reruns.csv")) == 1
 
 
 def test_a_run_is_judged_by_the_rules_that_stood_before_it(tmp_path, monkeypatch):
