@@ -1,10 +1,11 @@
 """The reference run: `python figures/readme.py runs/tiny --reason WHY` takes a run's results into figures/data/study,
 redraws them into figures/drawn, and writes the README's numbers from them; without a folder it only does the last two.
 
-With --minutes a run of the README's first command gives its minutes and memory alone. Several folders are the same study, seed by seed (`runs/study-1 runs/study-2`, or figures/data/study itself and a new seed).
-Every taking is a line of figures/data/reruns.csv, which is never shortened. A run is taken only if the rules that judge it
-stood before it: those of its commit and today's must decide alike (`freeze` in its manifest). Tests fail when the README's
-blocks or the drawings are not what the scripts make of figures/data/study.
+With --minutes a run of the README's first command gives its minutes and memory alone. Several folders are the same study,
+seed by seed (`runs/study-1 runs/study-2`, or figures/data/study itself and a new seed). Every taking is a line of
+figures/data/reruns.csv, which is never shortened. A run is taken only if the rules that judge it stood before it: those of
+its commit and today's must decide alike (`freeze` in its manifest). Tests fail when the README's blocks or the drawings are
+not what the scripts make of figures/data/study.
 """
 
 import argparse
@@ -193,12 +194,17 @@ def frozen(commit: str) -> str:
     return rules
 
 
+def _run(folder: Path) -> Run:
+    """Of a run's folder, or of a results folder with its manifest inside."""
+    return Run(folder / "results" if (folder / "results").is_dir() else folder)
+
+
 def take(runs: list[Path], reason: str) -> None:
     """Put the results and manifests of these runs in place of the old ones, without models, videos and single predictions.
 
     runs: run folders, or results folders with their manifest inside; UserError when their settings differ.
     """
-    made = [Run(run / "results" if (run / "results").is_dir() else run) for run in runs]
+    made = list(map(_run, runs))
     heads = [run.manifest for run in made]
     if len({head.get("profile_hash") for head in heads}) > 1:
         raise UserError(f"{', '.join(map(str, runs))} are not parts of one study: their settings differ (profile_hash).")
@@ -228,7 +234,7 @@ def take(runs: list[Path], reason: str) -> None:
 
 def take_minutes(folder: Path, reason: str) -> None:
     """Put what a run of the README's first command took (its manifest alone) in place of the old; its results are a line of the ledger."""
-    run = Run(folder / "results" if (folder / "results").is_dir() else folder)
+    run = _run(folder)
     if run.profile != DEFAULT.name or Run(DATA).profile == DEFAULT.name:
         raise UserError(f"{folder} is of the profile {run.profile}, the committed run of {Run(DATA).profile}: --minutes takes {DEFAULT.name} beside a study.")
     unfinished = [name for name, tries in run.manifest["stages"].items() if tries[-1]["status"] != "done"]

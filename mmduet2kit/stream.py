@@ -157,8 +157,8 @@ class Stream:
     def _shape(self, width: int) -> tuple[int, Replay | None]:
         """How wide a forward of `width` tokens a row is, and what replays it: None where many tokens hide what launching costs."""
         fixed = width if width == 1 else -(-width // 32) * 32
-        fits = self.cache.buffers[0] and int(self.cache.lengths.max()) + fixed <= self.cache.capacity
-        if not (self.graphs and fits and len(self.begun) * fixed <= REPLAYED):
+        if not (self.graphs and self.cache.buffers[0] and len(self.begun) * fixed <= REPLAYED
+                and int(self.cache.lengths.max()) + fixed <= self.cache.capacity):  # fmt: skip
             return width, None
         return fixed, self.replays.get(fixed) or self.replays.setdefault(fixed, Replay(self.model, self.cache, fixed, self.compiled))
 

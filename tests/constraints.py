@@ -9,11 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from mmduet2kit.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 PATH, EXTRAS = ROOT / "mmduet2kit" / "constraints.txt", ("dev", "gpu", "adam8bit")
@@ -22,8 +25,6 @@ HEADING = """\
 # commands make the same environment later. What only vllm or a CUDA build of torch brings is not held. Made by tests/constraints.py.
 setuptools<81  # vllm wants that on Python 3.12
 """
-
-
 CUDA = ("nvidia-", "cuda-", "triton")  # what a CUDA build of torch brings, at versions of its own
 
 
@@ -50,8 +51,7 @@ def brought() -> dict[str, str]:
     seen = {("mmduet2kit", frozenset({"dev"}))}
     waiting = list(seen)
     while waiting:
-        new = {(canonicalize_name(one.name), frozenset(one.extras)) for one in wanted(*waiting.pop())} - seen
-        new = {one for one in new if not one[0].startswith(CUDA)}
+        new = {(name, frozenset(one.extras)) for one in wanted(*waiting.pop()) if not (name := canonicalize_name(one.name)).startswith(CUDA)} - seen
         seen, waiting = seen | new, waiting + sorted(new, key=str)
     return {name: distribution(name).version for name in sorted({name for name, _ in seen} - named("dev"))}
 
@@ -67,16 +67,19 @@ def pip(extras: tuple[str, ...], *options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DS_BUILD_OPS": "0"})
 
 
-def found(*extras: str) -> dict[str, str]:
-    """Name and version of all that pip would install."""
-    told = pip(extras, "-c", PATH, "--report", "-")
+def newest(*extras: str) -> dict[str, str]:
+    """Name and version of all that pip would install, held by nothing but the heading."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write(HEADING)
+        file.flush()
+        told = pip(extras, "-c", file.name, "--report", "-")
     if told.returncode:
         sys.exit(told.stderr)
-    return {canonicalize_name(one["metadata"]["name"]): one["metadata"]["version"] for one in json.loads(told.stdout)["install"]}
+    found = {canonicalize_name(one["metadata"]["name"]): one["metadata"]["version"] for one in json.loads(told.stdout)["install"]}
+    return {name: version for name, version in found.items() if not name.startswith(CUDA)}
 
 
 if __name__ == "__main__":
-    PATH.write_text(HEADING)
-    names, versions = {name for name in found("dev") if not name.startswith(CUDA)} - named("dev"), found(*EXTRAS)
-    PATH.write_text(HEADING + "".join(f"{name}=={versions[name]}\n" for name in sorted(names & set(versions))))
+    names, versions = set(newest("dev")) - named("dev"), newest(*EXTRAS)
+    write_atomic(PATH, HEADING + "".join(f"{name}=={versions[name]}\n" for name in sorted(names & set(versions))))
     print(f"{PATH.name}: {len(held())} packages")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import constraints
 import pytest
 
 from mmduet2kit import evaluate, model
@@ -227,8 +228,7 @@ def test_damaged_results_are_drawn_as_not_run(tmp_path, damage):
     (["figures", "--force"], "does not take '--force'"), (["test", "x"], "no other argument than --all"),
 ])  # fmt: skip
 def test_usage_errors_show_before_anything_is_installed(tmp_path, words, says):
-    for name in ("run_all.sh", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
+    constraints.copied(tmp_path)
     done = subprocess.run(["bash", "run_all.sh", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and says in done.stderr
     assert not (tmp_path / ".venv").exists()

@@ -58,13 +58,13 @@ def test_environment_yml_agrees_with_pyproject(groups):
     assert pip[-2:] == ["-c mmduet2kit/constraints.txt", "-e .[dev]"]
 
 
-def test_what_the_dependencies_bring_along_is_held():
+def test_what_the_dependencies_bring_along_is_held(project):
     """In an environment that run_all.sh made: each package that nobody named stands in the file, at the version that is here."""
     brought, held = constraints.brought(), constraints.held()
     if find_spec("vllm"):
         pytest.skip("vllm brings versions of its own")
     assert {name: held.get(name, "not held") for name in brought} == brought and len(held) > 100
-    assert not {line.split("==")[0] for line in tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]} & set(held)
+    assert not {line.split("==")[0] for line in project["dependencies"]} & set(held)
 
 
 def test_pip_passes_over_the_gpu_packages_of_environment_yml(tmp_path):

@@ -13,7 +13,9 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,15 @@ def replies_for(size: str, encoder, rng, turns: int, every: float) -> list[list[
     return [long if rng.random() < 1 / every else encoder.silence for _ in range(turns)]
 
 
+def in_turns(ways: dict[str, Callable], times: int) -> dict[str, tuple]:
+    """{way: (its best seconds of so many, what it last returned)}: taken in turns, as machines have bad minutes. A way returns (seconds, anything)."""
+    best: dict[str, tuple] = {}
+    for name, go in [*ways.items()] * times:
+        spent, made = go()
+        best[name] = min(spent, best.get(name, (spent,))[0]), made
+    return best
+
+
 def part_a(size, device, dtype, turns=200, repeats=3) -> dict:
     """Silent turns only are compared; every 20th turn is a reply of 25 tokens. Full re-encoding is run at some turns.
 
@@ -52,8 +63,8 @@ def part_a(size, device, dtype, turns=200, repeats=3) -> dict:
     looked = sorted({0, 19, *range(39, turns, 40), turns - 1})
     silent = np.array([k for k in range(19, turns) if script[k] is encoder.silence])
     ways = {"kit": (Kit, {}), "kit_token_by_token": (Kit, {"ahead": False}), "released": (Released, {}), "full": (Full, {})}
-    out, seconds = {name: {} for name in ways}, {name: np.full(turns, np.inf) for name in ways}
-    for _ in range(repeats):  # each turn's best time of all repeats, the ways taken in turns: machines have bad minutes
+    out, seconds, held = {name: {} for name in ways}, {name: np.full(turns, np.inf) for name in ways}, {}
+    for _ in range(repeats):  # as `in_turns`, with the best of each turn
         for name, (way, options) in ways.items():
             one, tokens = way(model, processor, encoder, **options), []
             if device == "cuda":
@@ -64,17 +75,18 @@ def part_a(size, device, dtype, turns=200, repeats=3) -> dict:
                 one.turn(turn_of(k), frames[k : k + 1], script[k], there)
                 seconds[name][k] = min(seconds[name][k], sync(model) - started if there else np.inf)
                 tokens.append(len(one.ids) if name == "full" else int(one.stream.cache.lengths[0]))
-            best = seconds[name]
-            out[name]["ms_at_turn"] = {str(k + 1): round(1000 * best[k], 3) for k in looked}
+            held[name] = np.array(tokens)
             if device == "cuda":
                 out[name]["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-            if name == "full":
-                continue
-            b, a = np.polyfit(np.array(tokens)[silent], best[silent], 1)
-            rest = best - b * np.array(tokens)
+            if name != "full":
+                out[name] |= {"cache_mb": round(one.stream.cache.nbytes / 1e6, 2), "bytes_copied_a_turn": one.stream.cache.copied // turns}
+    for name, best in seconds.items():
+        out[name]["ms_at_turn"] = {str(k + 1): round(1000 * best[k], 3) for k in looked}
+        if name != "full":
+            b, a = np.polyfit(held[name][silent], best[silent], 1)
+            rest = best - b * held[name]
             first, last = np.median(rest[silent[:10]]), np.median(rest[silent[-10:]])
-            out[name] |= {"cache_mb": round(one.stream.cache.nbytes / 1e6, 2), "bytes_copied_a_turn": one.stream.cache.copied // turns,
-                          "a_ms": round(1000 * a, 3), "b_us_per_cached_token": round(1e6 * b, 4),
+            out[name] |= {"a_ms": round(1000 * a, 3), "b_us_per_cached_token": round(1e6 * b, 4),
                           "turn_200_over_turn_20_without_b": round(float(last / first), 3)}  # fmt: skip
     late = {name: float(np.median(times[silent[-10:]])) for name, times in seconds.items() if name != "full"}
     out["cached_tokens_at_the_end"] = tokens[-1]
@@ -105,37 +117,31 @@ def part_b(size, device, dtype, streams=64, turns=17) -> dict:
     for name in ("kit_alone", "kit_batched") if device == "cuda" else ("kit_alone",):
         ways[f"{name}_graphs"] = ways[name][0], fixed
 
-    def full(way) -> float:
+    def full(way) -> tuple[float, int]:
         way(model, processor, encoder).turn(turn_of(0), frames[0, :1], scripts[0][0])  # warm-up
         started = sync(model)
         for i in range(few):
             one = way(model, processor, encoder)
             for k in range(turns):
                 one.turn(turn_of(k), frames[i, k : k + 1], scripts[i][k])
-        return (sync(model) - started) * streams / few
+        return (sync(model) - started) * streams / few, few
 
-    def batched() -> float:
+    def batched() -> tuple[float, int]:
         full_batched(model, processor, encoder, [replace(one, turns=one.turns[:1]) for one in sessions[:many]], scripts[:many])  # warm-up
         started = sync(model)
         full_batched(model, processor, encoder, sessions[:many], scripts[:many])
-        return (sync(model) - started) * streams / many
+        return (sync(model) - started) * streams / many, many
 
-    out, best = {}, {}
     for some, options in ways.values():
         kit(some[:8], **options)  # warm-up: with replies, so that every shape has been compiled or recorded
-    for _ in range(2 if size == "tiny" else 1):  # each way's better time of two, taken in turns: machines have bad minutes
-        for name, (some, options) in ways.items():
-            spent, engine = kit(some, **options)
-            best[name] = min(best.get(name, spent), spent)
-            out[name] = {"counts": dict(engine.counts)} | share(model, best[name], engine.counts)
-        for name, go in (("full", lambda: full(Full)), ("full_by_generate", lambda: full(Generated)), ("full_batched", batched)):
-            best[name] = min(best.get(name, np.inf), go())
-            out[name] = {"measured_streams": many if name == "full_batched" else few}
-    for name, spent in best.items():
-        out[name] = {"seconds": round(spent, 3)} | out[name]
-        for slow in ("full", "full_by_generate", "full_batched") if name in ways else ():
-            out[name][f"times_faster_than_{slow}"] = round(best[slow] / spent, 1)
-    return out
+    ours = {name: partial(kit, some, **options) for name, (some, options) in ways.items()}
+    slow = {"full": partial(full, Full), "full_by_generate": partial(full, Generated), "full_batched": batched}
+    best, out = in_turns(ours | slow, 2 if size == "tiny" else 1), {}
+    for name in ours:
+        spent, engine = best[name]
+        out[name] = {"seconds": round(spent, 3), "counts": dict(engine.counts)} | share(model, spent, engine.counts)
+        out[name] |= {f"times_faster_than_{other}": round(best[other][0] / spent, 1) for other in slow}
+    return out | {name: {"seconds": round(best[name][0], 3), "measured_streams": best[name][1]} for name in slow}
 
 
 def part_c(prompts=4, group=8, turns=20) -> dict:
@@ -178,14 +184,16 @@ def part_c(prompts=4, group=8, turns=20) -> dict:
             ids = [row + new + ([] if new[-1] == encoder.im_end else [encoder.im_end]) + encoder.newline for row, new in zip(ids, said)]
         return ids
 
-    out = {"rollouts": len(keys), "turns": turns}
-    ways = {"kit": lambda: by_kit(True), "kit_token_by_token": lambda: by_kit(False), "trl": by_trl}
-    ways["kit"]()  # warm-up
-    for name, go in [*ways.items()] * 2:  # each way's better time of two, taken in turns
+    def timed(go, *arguments) -> tuple[float, list]:
         started = time.perf_counter()
-        said = go()
-        spent = round(time.perf_counter() - started, 2)
-        out[name] = {"seconds": min(out.get(name, {}).get("seconds", spent), spent)}
+        said = go(*arguments)
+        return time.perf_counter() - started, said
+
+    by_kit(True)  # warm-up
+    ways = {"kit": partial(timed, by_kit, True), "kit_token_by_token": partial(timed, by_kit, False), "trl": partial(timed, by_trl)}
+    out = {"rollouts": len(keys), "turns": turns}
+    for name, (spent, said) in in_turns(ways, 2).items():
+        out[name] = {"seconds": round(spent, 2)}
         if name != "trl":
             texts = [one for row in said for one in row]
             out[name] |= {"tokens": sum(len(one.ids) for one in texts), "silent": float(np.mean([one.ids == encoder.silence for one in texts]))}
