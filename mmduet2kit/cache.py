@@ -4,8 +4,10 @@ import torch
 
 from .attention import GROUPED
 
+MASKED = 2**26  # entries of a mask over long new histories: beyond, causal attention without one (at 3B 8 of 13k tokens would take 11 GB)
 
-def read(model, cache, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+
+def read(model, cache, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The language model's last hidden states [B, W, H] over new embeddings [B, W, H] at M-RoPE positions [3, B, W].
 
     Whatever attention the model trains with: masks over a ragged cache are not among those that every kernel takes.
@@ -35,8 +37,11 @@ class RaggedCache:
         self.fixed: torch.Tensor | None = None  # [rows, width]: where the next tokens of every row go (see `Replay`)
         self.copied = 0  # bytes of old keys and values moved so far: by growing, and to gather some of the rows
 
-    def begin(self, rows: torch.Tensor, counts: torch.Tensor, width: int, device: torch.device) -> torch.Tensor:
-        """Announce `counts[i]` new tokens (of `width` slots, right-padded) for each row; returns the mask [R, 1, width, keys]."""
+    def begin(self, rows: torch.Tensor, counts: torch.Tensor, width: int, device: torch.device) -> torch.Tensor | None:
+        """Announce `counts[i]` new tokens (of `width` slots, right-padded) for each row; returns the mask [R, 1, width, keys].
+
+        None where the rows were empty and a mask would be too large: every slot sees those before it, padding stands last.
+        """
         start = self.lengths[rows]
         places, (some, slots) = start[:, None] + torch.arange(width), (torch.arange(width) < counts[:, None]).nonzero(as_tuple=True)
         # What is new stands at [some, :, slots]; the padding of short rows is written nowhere, or it might not fit.
@@ -45,20 +50,24 @@ class RaggedCache:
         self.keys = int((start + counts).max())
         self.whole = len(rows) == len(self.lengths) and bool((rows == torch.arange(len(rows))).all())
         self.lengths[rows] = start + counts
-        return (torch.arange(self.keys, device=device) <= places[..., None].to(device))[:, None]
+        large = not start.any() and len(rows) * width * self.keys > MASKED
+        return None if large else (torch.arange(self.keys, device=device) <= places[..., None].to(device))[:, None]
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new keys and values [R, heads, width, dim]; return all of these rows' up to the longest."""
+        """Store new keys and values [R, heads, width, dim]; return all of these rows' up to the longest.
+
+        Both in the values' dtype: under autocast keys come in float32 from their rotation, and attention casts them anyway.
+        """
         if self.fixed is not None:  # as many for every row, with shapes and addresses that never change
-            for buffer, new in zip(self.buffers[layer], (key, value)):
+            for buffer, new in zip(self.buffers[layer], (key.to(value.dtype), value)):
                 buffer.scatter_(2, self.fixed[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3]), new)
             return tuple(self.buffers[layer])
         out, buffers = [], self.buffers[layer]
         if buffers is None:
-            buffers = self.buffers[layer] = [self._grown(None, key) for _ in range(2)]
+            buffers = self.buffers[layer] = [self._grown(None, value) for _ in range(2)]
         elif buffers[0].shape[2] < self.keys:
-            buffers = self.buffers[layer] = [self._grown(old, key) for old in buffers]
-        for buffer, new in zip(buffers, (key, value)):
+            buffers = self.buffers[layer] = [self._grown(old, value) for old in buffers]
+        for buffer, new in zip(buffers, (key.to(value.dtype), value)):
             buffer[self.into[0], :, self.into[1]] = new[self.new[0], :, self.new[1]]
             out.append(buffer[:, :, : self.keys] if self.whole else buffer[self.rows, :, : self.keys])
             self.copied += 0 if self.whole else out[-1].nbytes

@@ -190,7 +190,7 @@ def load_head(folder: Path, hidden: int) -> torch.nn.Linear:
     """The threshold model's head."""
     head = torch.nn.Linear(hidden, 1)
     try:
-        head.load_state_dict(torch.load(folder / HEAD, weights_only=True))
+        head.load_state_dict(torch.load(folder / HEAD, "cpu", weights_only=True))
     except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
         raise UserError(f"{folder / HEAD} is no threshold model's head ({str(error).splitlines()[0]}): train it anew.") from None
     return head

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import huggingface_hub as hub
@@ -54,8 +54,7 @@ def make_model(spec: Model, tokenizer, seed: int):
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, set_seed
 
     set_seed(seed)
-    third = spec.head_dim // 2 // 8
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIALS}
+    third, ids = spec.head_dim // 2 // 8, {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIALS}
     config = Qwen2_5_VLConfig(
         text_config=dict(
             vocab_size=-(-max(len(tokenizer), spec.vocabulary) // 64) * 64, hidden_size=spec.hidden, num_hidden_layers=spec.layers,
@@ -78,8 +77,7 @@ def make_model(spec: Model, tokenizer, seed: int):
     )  # fmt: skip
     config._attn_implementation = attention_for(spec.attention)
     model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = ids["<|im_end|>"]
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.update(eos_token_id=ids["<|im_end|>"], pad_token_id=tokenizer.pad_token_id)
     return model
 
 
@@ -198,6 +196,7 @@ def checkpoint(profile: Profile, name: str, seed: int) -> tuple[Path, str]:
 
 def freeze_vision(model) -> None:
     """Freeze the vision tower but not its merger, the aligner (upstream SFT: ViT frozen, aligner trained)."""
+    model.enable_input_require_grads = lambda: None  # which checkpointing calls: gradients would run through the frozen tower to its input
     for name, parameter in model.model.visual.named_parameters():
         parameter.requires_grad_(name.startswith("merger"))
 
@@ -208,19 +207,27 @@ def encoder_for(processor, frames: np.ndarray, form: str = "turns") -> ChatEncod
     return ChatEncoder(processor.tokenizer, (frames.shape[1] // side) * (frames.shape[2] // side), form)
 
 
-def pixels(image_processor, frames: np.ndarray, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """Frames [N, H, W, 3] uint8 -> (pixel_values [N * patches, 1176], image_grid_thw [N, 3]) for the vision tower.
+def patches(image_processor, clips: Sequence[np.ndarray], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips of frames [N, H, W, 3] uint8 -> (the vision tower's patches [P, 588] uint8, image_grid_thw [frames, 3]).
 
-    The same numbers as the processor gives for pictures that need no resizing (a test compares them), in one pass over
-    the batch: the processor takes 0.7 ms a picture, which would dominate a training step of the tiny model.
+    An eighth of the bytes of their pixel_values, which `normalised` makes of them on the device where the tower is.
     """
-    patch, merge, twice = image_processor.patch_size, image_processor.merge_size, image_processor.temporal_patch_size
-    count, height, width, _ = frames.shape
-    rows, columns = height // patch, width // patch
-    mean, std = (torch.tensor(v, device=device) for v in (image_processor.image_mean, image_processor.image_std))
-    x = (torch.from_numpy(np.ascontiguousarray(frames)).to(device).float() / 255 - mean) / std
-    x = x.view(count, rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    x = x.permute(0, 1, 4, 2, 5, 7, 3, 6).unsqueeze(6)  # frame, row, column, within the merge, channel, time, pixel
-    x = x.expand(*x.shape[:6], twice, patch, patch)
-    grid = torch.tensor([[1, rows, columns]]).expand(count, 3).contiguous()
-    return x.reshape(count * rows * columns, -1), grid
+    patch, merge, parts, grids = image_processor.patch_size, image_processor.merge_size, [], []
+    for frames in clips:
+        count, rows, columns = len(frames), frames.shape[1] // patch, frames.shape[2] // patch
+        x = torch.from_numpy(np.ascontiguousarray(frames)).to(device).view(count, rows // merge, merge, patch, columns // merge, merge, patch, 3)
+        # frame, row, column, within the merge, channel, pixel
+        parts.append(x.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(count * rows * columns, -1))
+        grids += [[1, rows, columns]] * count
+    return torch.cat(parts), torch.tensor(grids)
+
+
+def normalised(image_processor, patches: torch.Tensor) -> torch.Tensor:
+    """Patches [P, 588] uint8 -> pixel_values [P, 1176] float32: every patch stands once for each of the tower's two moments.
+
+    The same numbers as the processor gives for pictures that need no resizing (a test compares them), in one pass over the batch:
+    the processor takes 0.7 ms a picture, which would dominate a training step of the tiny model.
+    """
+    mean, std = (torch.tensor(v, device=patches.device)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
+    x = (patches.view(len(patches), 3, 1, -1).float() / 255 - mean) / std
+    return x.expand(-1, -1, image_processor.temporal_patch_size, -1).reshape(len(patches), -1)

@@ -22,7 +22,7 @@ from .cache import RaggedCache, Replay, read
 from .chat import ChatEncoder
 from .dialogue import NO_REPLY, SUBTITLE, Turn
 from .errors import UserError
-from .model import pixels
+from .model import normalised, patches
 
 REPLAYED = 512  # slots of a forward (rows x width): beyond, arithmetic should take longer than launching (a guess for a 3B on an H200)
 
@@ -123,9 +123,8 @@ class Stream:
     @torch.no_grad()
     def see(self, frames: np.ndarray) -> torch.Tensor:
         """Vision features of frames [N, H, W, 3]: [N, H / 28, W / 28, hidden]; each video has its own shape."""
-        values, grid = pixels(self.image_processor, frames, self.model.device)
-        visual = self.model.model.visual
-        features = visual(values.to(visual.dtype), grid_thw=grid.to(self.model.device)).pooler_output
+        (parts, grid), visual = patches(self.image_processor, [frames], self.model.device), self.model.model.visual
+        features = visual(normalised(self.image_processor, parts).to(visual.dtype), grid_thw=grid.to(self.model.device)).pooler_output
         return features.view(len(frames), int(grid[0, 1]) // 2, int(grid[0, 2]) // 2, -1)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from mmduet2kit.corpus.films import annotate
 from mmduet2kit.corpus.questions import QUESTIONS
 from mmduet2kit.corpus.world import COLOURS, MOTIONS, SHAPES, plan, sentence
 from mmduet2kit.dialogue import DEFAULT_SYSTEM, NO_REPLY, PROACTIVE_SYSTEM, Dialogue, Turn
-from mmduet2kit.model import pixels
+from mmduet2kit.model import normalised, patches
 from mmduet2kit.profile import load_profile
 
 TEXTS = [
@@ -66,6 +66,18 @@ def teach_silence(model, processor, steps=60, form="turns"):
 
 def frames_for(rng, dialogue, shape=(56, 56)):
     return rng.integers(0, 255, (len(dialogue.frame_indices()), *shape, 3), dtype=np.uint8)
+
+
+def pixels(image_processor, frames, device="cpu"):
+    """(pixel_values [patches, 1176], image_grid_thw) of frames [N, H, W, 3], as transformers' own forward takes them."""
+    parts, grid = patches(image_processor, [frames], device)
+    return normalised(image_processor, parts), grid
+
+
+def inputs_of(batch, processor):
+    """What a model's own forward takes of a Collator's batch."""
+    values = normalised(processor.image_processor, batch["pixel_values"])
+    return {name: value for name, value in batch.items() if name != "weights"} | {"pixel_values": values}
 
 
 def full_logits(model, processor, ids, frames, image_pad):

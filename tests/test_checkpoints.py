@@ -14,11 +14,11 @@ from mmduet2kit.corpus.build import build
 from mmduet2kit.engines import Session, StreamEngine
 from mmduet2kit.errors import UserError
 from mmduet2kit.files import read_json
-from mmduet2kit.model import encoder_for, fetched, load, pixels, safe_name
+from mmduet2kit.model import encoder_for, fetched, load, safe_name
 from mmduet2kit.profile import load_profile
 from mmduet2kit.stream import Greedy
 
-from played import frames_for, full_logits, random_dialogue, teach_silence
+from played import frames_for, full_logits, pixels, random_dialogue, teach_silence
 from published import publish
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 

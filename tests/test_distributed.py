@@ -76,7 +76,7 @@ RAW = """
 import json, os, sys
 sys.path.insert(0, {tests!r})
 import deepspeed, torch
-from played import FakeDataset, dialogues
+from played import FakeDataset, dialogues, inputs_of
 from mmduet2kit.model import load
 from mmduet2kit.profile import Launch, load_profile
 from mmduet2kit.train import common
@@ -88,8 +88,7 @@ deepspeed.init_distributed("gloo")
 model, processor = load(sys.argv[1])
 engine, *_ = deepspeed.initialize(model=model, model_parameters=[p for p in model.parameters()], config=config,
                                   optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3))
-batch, out = common.Collator(dialogues(), FakeDataset(), processor)([dict(row=int(os.environ["RANK"]))]), []
-del batch["weights"]
+batch, out = inputs_of(common.Collator(dialogues(), FakeDataset(), processor)([dict(row=int(os.environ["RANK"]))]), processor), []
 for _ in range(3):
     loss = engine(**batch).loss
     engine.backward(loss)

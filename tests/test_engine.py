@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from mmduet2kit import cache
 from mmduet2kit.attention import WINDOWS, grouped_attention
 from mmduet2kit.cache import RaggedCache
 from mmduet2kit.chat import ChatEncoder
 from mmduet2kit.dialogue import NO_REPLY, PROACTIVE_SYSTEM, Dialogue, Turn
 from mmduet2kit.engines import Session, StreamEngine
 from mmduet2kit.errors import UserError
-from mmduet2kit.model import load, pixels
+from mmduet2kit.model import load
 from mmduet2kit.stream import Greedy, Sampler, Spoken, Stream, run
 
-from played import frames_for, full_logits, random_dialogue, teach_silence
+from played import frames_for, full_logits, pixels, random_dialogue, teach_silence
 from tiny_models import tiny_folder  # noqa: F401
 
 START = "Answer."
@@ -282,7 +283,7 @@ def test_a_limit_has_room_for_the_header_that_follows_a_decision(taciturn):
         assert int(stream.cache.lengths[0]) <= limit
 
 
-def test_a_history_with_frames_plays_alike_alone_and_in_copies(taciturn):
+def test_a_history_with_frames_plays_alike_alone_and_in_copies(taciturn, monkeypatch):
     model, processor = taciturn
     encoder, rng = ChatEncoder(processor.tokenizer, 4), np.random.default_rng(4)
     dialogue = random_dialogue(rng, 6, [NO_REPLY] * 6)
@@ -291,5 +292,13 @@ def test_a_history_with_frames_plays_alike_alone_and_in_copies(taciturn):
     engine = StreamEngine(model, processor.image_processor)
     one, two = (engine.play(encoder, [session], Greedy(), 6, copies=copies)[0] for copies in (1, 2))
     assert [said.ids for said in one] == [said.ids for said in two] and one
+    monkeypatch.setattr(cache, "MASKED", 0)  # a long history is fed without a mask; one that is shorter stands beside it
+    last = session.turns[-1]
+    beside = Session(encoder.system(START), session.frames[-len(last.frames) :], [last])
+    long, short = engine.play(encoder, [session, beside], Greedy(), 6, copies=2)[::2]
+    assert [said.ids for said in long] == [said.ids for said in one]
+    assert [said.logps for said in long] == [pytest.approx(said.logps, abs=1e-4) for said in one]
+    (apart,) = StreamEngine(model, processor.image_processor).play(encoder, [beside], Greedy(), 6)
+    assert [said.ids for said in short] == [said.ids for said in apart]
     with pytest.raises(ValueError, match="history"):
         StreamEngine(model, processor.image_processor, limit=200).play(encoder, [session], Greedy(), 6)

@@ -21,7 +21,7 @@ from mmduet2kit.profile import load_profile
 from mmduet2kit.train import common, sft
 from mmduet2kit.train.common import Collator
 
-from played import SHAPES, FakeDataset, dialogues
+from played import SHAPES, FakeDataset, dialogues, inputs_of
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 
 
@@ -59,8 +59,7 @@ def test_videos_of_other_shapes_share_batches(tiny_model, monkeypatch):  # noqa:
 
     @torch.no_grad()
     def score(rows):
-        batch = collator([{"row": row} for row in rows])
-        batch.pop("weights")
+        batch = inputs_of(collator([{"row": row} for row in rows]), processor)
         labels = batch.pop("labels")[:, 1:]
         logps = model(**batch).logits[:, :-1].log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
         return [float(one[wanted != IGNORE].sum()) for one, wanted in zip(logps, labels)], batch["image_grid_thw"]
@@ -199,8 +198,7 @@ def test_only_labelled_positions_are_scored_and_exactly(tiny_model, monkeypatch)
     from trl.trainer import utils as trl_utils
 
     model, processor = tiny_model
-    batch = sft.Collator(dialogues(), FakeDataset(), processor)([{"row": i} for i in range(4)])
-    del batch["weights"]
+    batch = inputs_of(sft.Collator(dialogues(), FakeDataset(), processor)([{"row": i} for i in range(4)]), processor)
     with torch.no_grad():
         logps = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1].log_softmax(-1)
     wanted = batch["labels"][:, 1:]

@@ -25,7 +25,7 @@ from ..dialogue import Dialogue
 from ..errors import UserError
 from ..files import is_made_for, made_for, read_csv, sha256_file, sha256_text, write_atomic, write_csv
 from ..launch import free_port
-from ..model import encoder_for, freeze_vision, load_model, load_processor, pixels, save
+from ..model import encoder_for, freeze_vision, load_model, load_processor, patches, save
 from ..profile import RL, Fit, Profile
 from ..progress import rank, ranks
 from ..report import TEMPLATES
@@ -37,7 +37,7 @@ trl_utils._use_triton = lambda device, ask=trl_utils._use_triton: device.type ==
 
 
 class Collator:
-    """Rows `{"row": i}` -> padded batch: input_ids, attention_mask, labels, weights [B, L], pixel_values, grids, types.
+    """Rows `{"row": i}` -> padded batch: input_ids, attention_mask, labels, weights [B, L], pixel_values (uint8: `model.patches`), grids, types.
 
     `decide(dialogue)` gives one 0/1 target a turn for a threshold model, whose silent turns leave no tokens.
     """
@@ -52,8 +52,7 @@ class Collator:
         chosen = [self.dialogues[row["row"]] for row in rows]
         frames = [self._jittered(self.dataset.frames(d), row.get("draw", 0)) for d, row in zip(chosen, rows)]
         encoded = [self.encoder.of(f).encode(d, self.no_reply_weight, silence=self.decide is None) for d, f in zip(chosen, frames)]
-        width = max(len(e.ids) for e in encoded)
-        pad = self.processor.tokenizer.pad_token_id
+        width, pad = max(len(e.ids) for e in encoded), self.processor.tokenizer.pad_token_id
         ids = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in encoded])
         batch = {
             "input_ids": ids,
@@ -62,9 +61,7 @@ class Collator:
             "weights": torch.tensor([e.weights + [0.0] * (width - len(e.ids)) for e in encoded]),
             "mm_token_type_ids": (ids == self.encoder.image_pad).int(),
         }
-        parts = frames if len({f.shape[1:] for f in frames}) > 1 else [np.concatenate(frames)]
-        seen = [pixels(self.processor.image_processor, part) for part in parts]
-        batch["pixel_values"], batch["image_grid_thw"] = map(torch.cat, zip(*seen))
+        batch["pixel_values"], batch["image_grid_thw"] = patches(self.processor.image_processor, frames)
         if self.decide:
             targets = torch.full((len(rows), width), float("nan"))
             for b, (d, e) in enumerate(zip(chosen, encoded)):

@@ -27,7 +27,7 @@ from ..corpus.build import Dataset
 from ..dialogue import Segment
 from ..engines import StreamEngine, VLLMEngine
 from ..files import read_csv, write_csv
-from ..model import encoder_for, load_to_play, pixels, save
+from ..model import encoder_for, load_to_play, normalised, patches, save
 from ..profile import RL, Profile, add_profile_arguments, load_profile, positive
 from ..progress import rank, ranks
 from ..score import judge_of
@@ -41,13 +41,10 @@ COLUMNS = [
 
 
 class FrameProcessor(Qwen2VLImageProcessor):
-    """The image processor for frames that are already resized: whole batches at once (see model.pixels)."""
+    """The image processor for frames that are already resized: whole batches at once, as bytes (see model.patches)."""
 
     def __call__(self, images, **_):
-        same = len({image.shape for image in images}) == 1
-        parts = [np.stack(images)] if same else [image[None] for image in images]
-        values, grids = zip(*(pixels(self, part) for part in parts))
-        return BatchFeature({"pixel_values": torch.cat(values), "image_grid_thw": torch.cat(grids)})
+        return BatchFeature(dict(zip(("pixel_values", "image_grid_thw"), patches(self, [image[None] for image in images]))))
 
 
 class ProactiveGRPO(GRPOTrainer):
@@ -112,8 +109,8 @@ class ProactiveGRPO(GRPOTrainer):
         self.state.num_input_tokens_seen += sum(len(r.prompt) for r in rollouts) + sampled
         self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
         self._metrics["train"]["completions/mean_length"].append(sampled / len(rollouts))
-        seen = [[i for turn in s.dialogue.turns[: s.last] for i in turn.frames] for s in chosen]
-        images = [list(self.dataset.frames(s.dialogue, which)) for s, which in zip(chosen, seen)]
+        seen = (self.dataset.frames(replace(s.dialogue, turns=s.dialogue.turns[: s.last])) for s in chosen[::group])
+        images = [list(frames) for frames in seen for _ in range(group)]
         said = [[{"role": "assistant", "content": text} for _, text in r.turns] for r in rollouts]
         prompts, completions, masks, logps = zip(*((r.prompt, r.completion, r.mask, r.logps) for r in rollouts))
         return [*prompts], [*completions], [*masks], said, [*logps], {"score": [r.reward for r in rollouts]}, images, images
@@ -143,8 +140,9 @@ class ProactiveGRPO(GRPOTrainer):
             inputs[key] = inputs[key][:, :right]
         return inputs
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+    def _get_per_token_logps_and_entropies(self, *args, pixel_values, **kwargs):
+        values = normalised(self.processing_class.image_processor, pixel_values)
+        out = super()._get_per_token_logps_and_entropies(*args, pixel_values=values, **kwargs)
         self._last_logps = out[0].detach()
         if self.use_vllm:  # `_compute_loss` waits for it
             ratio = (self._last_logps - self._inputs["sampling_per_token_logps"]).nan_to_num().exp()
@@ -244,8 +242,8 @@ def train(
 def kl_to(reference, collator: Collator) -> Callable[[Any], float]:
     """model -> its KL divergence from `reference` in nats a token, over the assistant's tokens of the collator's dialogues."""
     batch = collator([{"row": i} for i in range(len(collator.dialogues))])
-    spoken = batch.pop("labels")[:, 1:] != IGNORE
-    del batch["weights"]
+    batch["pixel_values"] = normalised(collator.processor.image_processor, batch["pixel_values"])
+    spoken, _ = batch.pop("labels")[:, 1:] != IGNORE, batch.pop("weights")
 
     @torch.no_grad()
     def logps(model) -> torch.Tensor:

@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from ..chat import FORMS
 from ..corpus.build import Dataset
 from ..dialogue import Dialogue
+from ..model import normalised
 from ..profile import Fit, Profile, add_profile_arguments, load_profile, positive
 from ..progress import ranks
 from .common import HEAD, Collator, CsvLog, arguments, begin, finish, schedule, store
@@ -25,6 +26,7 @@ class DialogueSFT(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Weighted token mean of the cross-entropy; inputs as `Collator` gives them."""
         weights, targets = inputs.pop("weights"), inputs.pop("targets", None)
+        inputs["pixel_values"] = normalised(self.processing_class.image_processor, inputs["pixel_values"])
         if targets is not None:
             return self.decision_loss(model, inputs, targets)
         outputs = model(**inputs, fused_lm_head=True)

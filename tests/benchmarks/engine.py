@@ -28,7 +28,7 @@ import sys  # isort: skip
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import told
-from played import FakeDataset, make_segments, make_tiny, random_dialogue, teach_silence
+from played import FakeDataset, make_segments, make_tiny, pixels, random_dialogue, teach_silence
 from ways import START, Full, Generated, Kit, Released, Scripted, full_batched, make, sync
 
 
@@ -146,7 +146,7 @@ def part_b(size, device, dtype, streams=64, turns=17) -> dict:
 
 def part_c(prompts=4, group=8, turns=20) -> dict:
     """The policy is taught in seconds to be silent at most turns, so that replies have natural lengths."""
-    from mmduet2kit.model import load, pixels
+    from mmduet2kit.model import load
     from mmduet2kit.profile import load_profile
     from mmduet2kit.stream import Sampler
     from mmduet2kit.train import grpo

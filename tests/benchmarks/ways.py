@@ -13,10 +13,10 @@ from transformers import LogitsProcessor
 from mmduet2kit.attention import WINDOWS
 from mmduet2kit.chat import ChatEncoder, dialogue_text
 from mmduet2kit.dialogue import NO_REPLY, Dialogue, Turn
-from mmduet2kit.model import make_model, make_processor, pixels, train_tokenizer
+from mmduet2kit.model import make_model, make_processor, train_tokenizer
 from mmduet2kit.stream import Stream
 
-from played import TEXTS
+from played import TEXTS, pixels
 
 SIZES = {
     "tiny": dict(hidden=128, layers=4, heads=4, kv_heads=2, head_dim=32, intermediate=384, vision_hidden=96, vision_layers=2,
