@@ -1,8 +1,12 @@
 """The README's scaling page: GB and hours a stage of the profile `paper` on 1, 8 and 16 GPUs, by the cost model (cost.py)."""
 
+from pathlib import Path
+
 from cost import ASSUMED_MFU, PEAK, VIDEO_S, Speed, disk_gb, flops, hours, longest, plans, speed, study_hours, tokens_of
+from mmduet2kit.files import read_json
 from mmduet2kit.profile import Profile, load_profile
 
+COUNTED = Path(__file__).parents[1] / "tests" / "benchmarks" / "results" / "paper_size.json"
 GPUS = (1, 8, 16)
 VIDEOS = 52_000  # paper 3: dialogues, of as many videos
 THEIRS = {"sft": (16, 8.0), "rl": (8, 20.0)}  # the paper's own cards (H800) and hours
@@ -50,8 +54,20 @@ def page(profile: Profile | None = None, fast: Speed | None = None) -> str:
               "engine at every turn, asks a remote judge and keeps weights and optimizer in the machines' memory, none of which is counted here.", "",
               f"The model counts 6 FLOPs a token and parameter, attention by its length, and 2 more FLOPs where activations are computed again; "
               f"until `python tests/benchmarks/gpu_check.py` has run on a GPU, {100 * ASSUMED_MFU:.0f} percent of the peak is an assumption. "
-              "`./run_all.sh doctor --profile P` says the same for your machine before anything is spent."]  # fmt: skip
+              "`./run_all.sh doctor --profile P` says the same for your machine before anything is spent.", "", counted()]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def counted() -> str:
+    """What tests/benchmarks/paper_size.py counted at 3B, beside the cost model."""
+    found = read_json(COUNTED)
+    sft, rl, turn, graphs = found["sft_step"], found["grpo_step"]["training"], found["stream_alone"]["silent_turn"], found["stream_alone"]["silent_turn_graphs"]
+    steps = (("an SFT step of one sample", f"{sft['tokens']} tokens", sft), (f"the training of a GRPO step of {found['grpo_step']['rollouts']} rollouts", f"{found['grpo_step']['tokens']} tokens each", rl))
+    told = "; ".join(f"{what} of {size} is {one['tflop']:.0f} TFLOP (the model: {one['tflop_by_the_cost_model']:.0f}) and {one['peak_gb']:.0f} GB of live tensors "
+                     f"(planned: {one['peak_gb_by_the_cost_model']:.0f}, with a reserve)" for what, size, one in steps)  # fmt: skip
+    launched = [sum(one[part]["kernels"] for part in ("frame", "turn")) for one in (turn, graphs)]
+    return (f"Counted at 3B, kernel by kernel, without a GPU (`python tests/benchmarks/paper_size.py`, plain memory plan, {found['date']}): {told}. A silent turn of one "
+            f"stream launches {launched[0]} kernels, {launched[1]} and one CUDA graph where the turn is replayed, most of them its frame's.")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -248,7 +248,11 @@ class Device(TorchDispatchMode):
         if func._schema.is_mutable and not tensors[0].is_meta:  # whole numbers that would come from floats stay as they are
             return tensors[0]
         args, kwargs = tree_unflatten([a.to("meta") if isinstance(a, torch.Tensor) else a for a in flat], spec)
-        return func(*args, **{k: torch.device("meta") if k == "device" else v for k, v in kwargs.items()})
+        out = func(*args, **{k: torch.device("meta") if k == "device" else v for k, v in kwargs.items()})
+        if func._schema.is_mutable or any(one.alias_info for one in func._schema.returns):
+            return out
+        known = lambda a: isinstance(a, torch.Tensor) and not a.is_floating_point() and a.nbytes <= LARGE  # noqa: E731
+        return tree_map(lambda a: torch.zeros_like(a, device="cpu") if known(a) else a, out)  # a comparison says no
 
     def _hold(self, raw: torch.Tensor) -> torch.Tensor:
         """Count the bytes of a tensor for as long as anything uses them."""
