@@ -67,7 +67,7 @@ def counted() -> str:
                      f"(planned: {one['peak_gb_by_the_cost_model']:.0f}, with a reserve)" for what, size, one in steps)  # fmt: skip
     launched = [sum(one[part]["kernels"] for part in ("frame", "turn")) for one in (turn, graphs)]
     return (f"Counted at 3B, kernel by kernel, without a GPU (`python tests/benchmarks/paper_size.py`, plain memory plan, {found['date']}): {told}. A silent turn of one "
-            f"stream launches {launched[0]} kernels, {launched[1]} and one CUDA graph where the turn is replayed, most of them its frame's.")  # fmt: skip
+            f"stream launches {launched[0]} kernels, its frame's among them; {launched[1]} and one CUDA graph where the turn is replayed, nearly all of them its frame's.")  # fmt: skip
 
 
 if __name__ == "__main__":

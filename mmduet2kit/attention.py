@@ -15,7 +15,7 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, *
     """Attention of query heads that share keys, without a copy of the keys for each of them.
 
     query [B, heads, W, D], key and value [B, groups, K, D], mask [B, 1, W, K]: a group's heads stand as further queries.
-    Without a mask each of W = K positions sees those before it: there the keys are copied, and kernels need no mask.
+    Without a mask each of W = K positions sees itself and those before it: there the keys are copied, and kernels need no mask.
     """
     batch, heads, width, size = query.shape
     groups, shared = key.shape[1], heads // key.shape[1]

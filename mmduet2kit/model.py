@@ -196,7 +196,7 @@ def checkpoint(profile: Profile, name: str, seed: int) -> tuple[Path, str]:
 
 def freeze_vision(model) -> None:
     """Freeze the vision tower but not its merger, the aligner (upstream SFT: ViT frozen, aligner trained)."""
-    model.enable_input_require_grads = lambda: None  # which checkpointing calls: gradients would run through the frozen tower to its input
+    model.enable_input_require_grads = lambda: None  # checkpointing's: gradients would run through the frozen tower to its input
     for name, parameter in model.model.visual.named_parameters():
         parameter.requires_grad_(name.startswith("merger"))
 
@@ -217,7 +217,7 @@ def patches(image_processor, clips: Sequence[np.ndarray], device: torch.device |
         count, rows, columns = len(frames), frames.shape[1] // patch, frames.shape[2] // patch
         x = torch.from_numpy(np.ascontiguousarray(frames)).to(device).view(count, rows // merge, merge, patch, columns // merge, merge, patch, 3)
         # frame, row, column, within the merge, channel, pixel
-        parts.append(x.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(count * rows * columns, -1))
+        parts.append(x.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(count * rows * columns, 3 * patch * patch))
         grids += [[1, rows, columns]] * count
     return torch.cat(parts), torch.tensor(grids)
 
@@ -229,5 +229,5 @@ def normalised(image_processor, patches: torch.Tensor) -> torch.Tensor:
     the processor takes 0.7 ms a picture, which would dominate a training step of the tiny model.
     """
     mean, std = (torch.tensor(v, device=patches.device)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
-    x = (patches.view(len(patches), 3, 1, -1).float() / 255 - mean) / std
-    return x.expand(-1, -1, image_processor.temporal_patch_size, -1).reshape(len(patches), -1)
+    x = (patches.view(len(patches), 3, 1, image_processor.patch_size**2).float() / 255 - mean) / std
+    return x.expand(-1, -1, image_processor.temporal_patch_size, -1).flatten(1)

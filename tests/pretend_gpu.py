@@ -1,18 +1,19 @@
 """A GPU that is not there: tensors that say they are on "cuda:0", and keep a CPU tensor inside.
 
-What it is strict about is what only a GPU would tell: an operation that mixes devices raises, as CUDA's would; everything that
-makes the host wait (`.item()`, boolean masks, copies from the device) is counted; and a CUDA graph records kernels with their
-addresses and replays just them, so that Python that ran while it was recorded does not run again. Waiting, and a copy from
-pageable memory, are errors while a graph is recorded. Numbers are a CPU's, to the bit; with `shapes` there are none, so that a
-model of any size fits, and its kernels, FLOPs and bytes can be counted.
+What it is strict about is what only a GPU would tell: an operation that mixes devices raises, as CUDA's would; what makes the
+host wait for results (`.item()`, boolean masks, copies from the device) is counted, and copies to the device apart (they wait
+too); and a CUDA graph records kernels with their addresses and replays just them, so that Python that ran while it was recorded
+does not run again. Waiting and copies are errors while a graph is recorded. Numbers are a CPU's, to the bit; with `shapes` there
+are none, so that a model of any size fits, and its kernels, FLOPs and bytes can be counted (replayed ones are not counted again).
 
     with pretend_gpu() as gpu:
         model.to("cuda")  # torch.cuda.is_available() is true in here
         ...
-    gpu.counts  # kernels (views are none), waits, uploads, replays, flop; gpu.held and gpu.peak: bytes of live tensors
+    gpu.counts  # kernels (operations of ATen; views and empty tensors are none), waits, uploads, replays, flop
+    gpu.peak  # bytes of live tensors at the worst moment; gpu.held: now
 
-Not shown by it: speed, CUDA's own rounding and kernels (flash-attn, what a kernel uses inside), several streams or GPUs; the
-memory that a CUDA graph keeps is more here, where nothing that it made is overwritten.
+Not shown by it: speed, CUDA's own rounding and kernels (flash-attn, what a kernel uses inside), several streams or GPUs. Of a
+CUDA graph: recording runs the kernels too, which CUDA leaves to the first replay, and what they made is never overwritten.
 """
 
 import weakref
@@ -26,15 +27,21 @@ import torch._dynamo  # noqa: F401  (it looks at torch.cuda when it is imported 
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
+from accelerate.state import AcceleratorState
+from transformers.utils import is_torch_bf16_gpu_available
 
+torch.utils._device._device_constructors()  # remembers, of torch.tensor and its like, those that are there at its first call
 GPU = torch.device("cuda:0")
 aten = torch.ops.aten
 # What looks at values before it knows its result's shape or branch: the host waits for the device.
 WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero, aten.equal, aten._unique2, aten.unique_dim,
          aten.unique_consecutive, aten.bincount, aten.repeat_interleave, aten._is_all_true, aten.item}  # fmt: skip
 # What takes tensors of the host beside those of the device; advanced indexing uploads its indices.
-INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+PUT = {aten.index_put, aten.index_put_, aten._index_put_impl_}
+INDEXED = {aten.index, *PUT}
 MIXED = {*INDEXED, aten._to_copy, aten.copy_}
+STRICT = {aten.cat, aten.stack, aten.index_select, aten.gather}  # which take no single number of the host either
+NO_KERNEL = {aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten._local_scalar_dense}
 
 
 def sums_of_products_in_float32(c, a, b, dtype, *, beta=1, alpha=1, out):
@@ -203,12 +210,16 @@ class Device(TorchDispatchMode):
         if not there and (wanted is None or wanted.type != "cuda"):
             return func(*args, **kwargs)
         here = [a for a in flat if isinstance(a, torch.Tensor) and not isinstance(a, OnGPU)]
-        if there and packet not in MIXED and any(a.ndim for a in here):
+        mixed = packet not in MIXED and any(a.ndim or packet in STRICT for a in here)
+        if packet in INDEXED:  # indices may be the host's
+            mixed = not isinstance(args[0], OnGPU) or packet in PUT and not isinstance(args[2], OnGPU) and args[2].ndim > 0
+        if there and mixed:
             tensors = ", ".join(f"{a.device} {tuple(a.shape)}" for a in flat if isinstance(a, torch.Tensor))
             raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got {tensors}")
         down = packet is aten._to_copy and Down.asked or packet is aten.copy_ and not isinstance(flat[0], OnGPU)
         up = not down and packet in MIXED and any(a.ndim or packet not in INDEXED for a in here)
-        masked = packet in INDEXED and any(isinstance(a, OnGPU) and a.dtype in (torch.bool, torch.uint8) for a in tree_flatten(args[1])[0])
+        masked = packet in INDEXED and any(isinstance(a, OnGPU) and a.dtype == torch.bool for a in tree_flatten(args[1])[0])
+        masked &= packet not in PUT or args[2].ndim > 0  # one number is filled in without waiting
         wait = packet in WAITS or down or masked
         self.counts.update(waits=wait, uploads=up)
         self.waits.update([str(packet)] * wait)
@@ -217,7 +228,7 @@ class Device(TorchDispatchMode):
         flat = [a.raw if isinstance(a, OnGPU) else torch.device("cpu") if isinstance(a, torch.device) else a for a in flat]
         out = self._run(func, *tree_unflatten(flat, spec), down)
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-        if not view:
+        if not view and (packet not in NO_KERNEL or Graph.recording):
             self.counts.update(kernels=1, flop=flop(func, args))
             if Graph.recording:
                 Graph.recording.kernels.append((func, *tree_unflatten(flat, spec), out))
@@ -242,7 +253,7 @@ class Device(TorchDispatchMode):
             return torch.zeros_like(tensors[-1], device="cpu", dtype=kwargs.get("dtype"))
         if func.overloadpacket is aten._local_scalar_dense:
             return 0.0 if tensors[0].is_floating_point() else 0
-        if func.overloadpacket in INDEXED:
+        if func.overloadpacket in INDEXED:  # whose masks' sizes must be known
             places = [one for a in args[1] for one in (a.nonzero(as_tuple=True) if a is not None and a.dtype == torch.bool else (a,))]
             flat, spec = tree_flatten(((args[0], places, *args[2:]), kwargs))
         if func._schema.is_mutable and not tensors[0].is_meta:  # whole numbers that would come from floats stay as they are
@@ -252,7 +263,7 @@ class Device(TorchDispatchMode):
         if func._schema.is_mutable or any(one.alias_info for one in func._schema.returns):
             return out
         known = lambda a: isinstance(a, torch.Tensor) and not a.is_floating_point() and a.nbytes <= LARGE  # noqa: E731
-        return tree_map(lambda a: torch.zeros_like(a, device="cpu") if known(a) else a, out)  # a comparison says no
+        return tree_map(lambda a: torch.zeros_like(a, device="cpu") if known(a) else a, out)  # what is computed from floats is 0
 
     def _hold(self, raw: torch.Tensor) -> torch.Tensor:
         """Count the bytes of a tensor for as long as anything uses them."""
@@ -287,6 +298,12 @@ class Idle:
 
     def __getattr__(self, name):
         return lambda *args, **kwargs: None
+
+
+def forget() -> None:
+    """Let nobody remember what devices there were."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    is_torch_bf16_gpu_available.cache_clear()
 
 
 @contextmanager
@@ -328,5 +345,7 @@ def pretend_gpu(shapes: bool = False):
             stack.enter_context(patch.multiple(owner, create=True, **names))
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is made on the CPU, then moved
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
+        stack.callback(forget)
+        forget()
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # its threads are of devices that are there
         yield stack.enter_context(gpu)

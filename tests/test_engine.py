@@ -292,13 +292,15 @@ def test_a_history_with_frames_plays_alike_alone_and_in_copies(taciturn, monkeyp
     engine = StreamEngine(model, processor.image_processor)
     one, two = (engine.play(encoder, [session], Greedy(), 6, copies=copies)[0] for copies in (1, 2))
     assert [said.ids for said in one] == [said.ids for said in two] and one
-    monkeypatch.setattr(cache, "MASKED", 0)  # a long history is fed without a mask; one that is shorter stands beside it
-    last = session.turns[-1]
-    beside = Session(encoder.system(START), session.frames[-len(last.frames) :], [last])
+    first, last = dialogue.turns[0], session.turns[-1]
+    brief = encoder.encode(Dialogue("d", "v", 2.0, (first,))).ids
+    beside = Session(brief, np.concatenate([session.frames[: len(first.frames)], session.frames[-len(last.frames) :]]), [last])
+    (apart,) = engine.play(encoder, [beside], Greedy(), 6)
+    monkeypatch.setattr(cache, "MASKED", 0)  # histories are fed without a mask, a short one beside a long one
     long, short = engine.play(encoder, [session, beside], Greedy(), 6, copies=2)[::2]
     assert [said.ids for said in long] == [said.ids for said in one]
-    assert [said.logps for said in long] == [pytest.approx(said.logps, abs=1e-4) for said in one]
-    (apart,) = StreamEngine(model, processor.image_processor).play(encoder, [beside], Greedy(), 6)
     assert [said.ids for said in short] == [said.ids for said in apart]
+    for mine, theirs in ((long, one), (short, apart)):
+        assert [said.logps for said in mine] == [pytest.approx(said.logps, abs=1e-4) for said in theirs]
     with pytest.raises(ValueError, match="history"):
         StreamEngine(model, processor.image_processor, limit=200).play(encoder, [session], Greedy(), 6)

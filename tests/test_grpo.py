@@ -124,6 +124,15 @@ def test_a_judge_that_dies_stops_the_training_which_then_goes_on(run_grpo, tmp_p
     assert [row["step"] for row in rows(tmp_path / "dies.csv")] == ["1", "2", "3"]
 
 
+def test_a_penalty_on_divergence_can_be_switched_on(run_grpo, tmp_path):
+    """The reference's log-probs are cut to a micro-batch's width as all else is."""
+    losses = {}
+    for beta in (0.0, 0.5):
+        run_grpo(f"beta{beta}", 3, beta=beta, micro_batch=1, lr=3e-3)
+        losses[beta] = [float(row["loss"]) for row in rows(tmp_path / f"beta{beta}.csv")]
+    assert losses[0.5][0] == pytest.approx(losses[0.0][0], abs=1e-3) and losses[0.5][2] > losses[0.0][2]
+
+
 def test_divergence_from_the_start_is_that_of_the_whole_distributions(tiny_model):  # noqa: F811
     model, processor = tiny_model
     collator = Collator([s.dialogue for s in make_segments(2)], FakeDataset(), processor)

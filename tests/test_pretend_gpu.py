@@ -27,6 +27,13 @@ def test_it_is_as_strict_as_a_gpu():
         assert there.device == torch.device("cuda:0") and there.is_cuda and here.device.type == "cpu"
         with pytest.raises(RuntimeError, match="same device"):
             there + here
+        index, mask = torch.tensor([0, 1], device="cuda"), there > 0
+        for mixing in (lambda: here[index], lambda: here[mask], lambda: there.__setitem__(index, here[:2]), lambda: here.__setitem__(0, there[0]) or here.__setitem__(torch.tensor([0]), there[:1]),
+                       lambda: torch.stack([there[0, 0], here[0, 0]]), lambda: torch.where(there > 0, there, here)):  # fmt: skip
+            with pytest.raises(RuntimeError, match="same device"):
+                mixing()
+        there[torch.tensor([2])] = there[:1] + 0  # indices of the host are carried over, numbers of the host too
+        there[0] = torch.tensor(1.0)
         with pytest.raises(TypeError, match="Tensor.cpu"):
             np.asarray(there)
         before = gpu.counts["waits"]
@@ -80,7 +87,7 @@ def test_a_stream_says_the_same_with_cuda_graphs(taciturn):
     assert [[one[0] for one in row] for row in found] == [[one[0] for one in row] for row in alone]
     for mine, theirs in zip(found, alone):
         assert [one[1] for one in mine] == [pytest.approx(one[1], abs=1e-4) for one in theirs]
-    # All but the first forward of each play are replayed; of each shape one was recorded, for both plays.
+    # All but the very first forward are replayed, which makes the cache; of each shape one was recorded, for both plays.
     assert counts["replayed"] == counts["forwards"] - 1 and gpu.counts["replays"] == counts["replayed"]
     assert gpu.counts["kernels"] - eager < eager / 2
 
@@ -92,7 +99,7 @@ def replaced(model):
     return copy.deepcopy(model).to("cuda")
 
 
-def test_a_frame_is_waited_for_once_however_deep_the_tower(tmp_path):
+def test_a_frame_is_waited_for_as_often_however_deep_the_tower(tmp_path):
     waits = []
     for depth in (2, 9):
         model, processor = load(make_tiny(tmp_path / str(depth), vision_layers=depth))
@@ -104,16 +111,16 @@ def test_a_frame_is_waited_for_once_however_deep_the_tower(tmp_path):
     assert waits[0] == waits[1] <= 16
 
 
-def settings(**launch):
+def settings():
     """The tiny profile, with what only GPUs' profiles have: bfloat16 over float32 masters, checkpointing."""
     profile = load_profile("tiny")
     return profile.model_copy(update={
         "model": profile.model.model_copy(update={"dtype": "bfloat16"}),
-        "launch": profile.launch.model_copy(update={"checkpointing": True} | launch),
+        "launch": profile.launch.model_copy(update={"checkpointing": True}),
     })  # fmt: skip
 
 
-def trained(folder, place, decide=None, device="cpu"):
+def trained(folder, place, decide=None):
     profile = settings()
     fit = profile.sft.model_copy(update=dict(steps=3, batch=2, micro_batch=1, lr=3e-3, save_steps=2, freeze_vision=True))
     out = sft.train(profile, fit, dialogues(), FakeDataset(), folder, place / "out", place / "log.csv", 3, decide)
@@ -137,18 +144,21 @@ def test_sft_in_bfloat16(tiny_folder, tmp_path, monkeypatch, decide):  # noqa: F
     _, here = trained(tiny_folder, tmp_path / "cpu", decide)
     with pretend_gpu() as gpu:
         out, there = trained(tiny_folder, tmp_path / "gpu", decide)
-    assert there == pytest.approx(here, rel=2e-2) and gpu.counts["kernels"] > 1000
+    assert there == here and len(set(here)) == 3 and gpu.counts["kernels"] > 1000
     assert seen == {("cpu", False), ("cuda", False)}
     before, after = (dict(load(folder)[0].named_parameters()) for folder in (tiny_folder, out))
     assert all(torch.isfinite(after[name]).all() for name in before)
-    if decide:
-        assert load_head(out, 64).weight.device.type == "cpu"
+    if decide:  # a head that was saved on a GPU is read where there is none
+        places, load_file = [], torch.load
+        monkeypatch.setattr(torch, "load", lambda file, place=None, **options: places.append(place) or load_file(file, place, **options))
+        load_head(out, 64)
+        assert places == ["cpu"]
 
 
 def test_grpo_in_bfloat16(tiny_folder, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(grpo, "judge_of", lambda profile: LengthJudge())
     profile, found = settings(), {}
-    rl = profile.rl.model_copy(update=dict(steps=1, prompts=1, group=2, micro_batch=1, max_new_tokens=6, save_steps=100, temperature=1.2, lr=1e-4))
+    rl = profile.rl.model_copy(update=dict(steps=1, prompts=1, group=2, micro_batch=1, max_new_tokens=6, save_steps=100, temperature=1.2, lr=3e-3))
     segments = [replace(one, last=min(one.last, one.first + 3)) for one in make_segments(1)]
 
     def go(name):
@@ -158,6 +168,9 @@ def test_grpo_in_bfloat16(tiny_folder, tmp_path, monkeypatch):  # noqa: F811
     found["cpu"] = go("cpu")
     with pretend_gpu():
         found["gpu"] = go("gpu")
-    assert float(found["gpu"]["logprob_gap"]) < 0.05
-    assert {name: found["gpu"][name] for name in ("reward", "reply_turns")} == {name: found["cpu"][name] for name in ("reward", "reply_turns")}
-    assert float(found["gpu"]["loss"]) == pytest.approx(float(found["cpu"]["loss"]), abs=1e-3)
+    assert float(found["gpu"]["logprob_gap"]) < 0.05 and float(found["gpu"]["reward_std"]) > 0
+    timed = {"seconds", "rollout_s", "judge_s", "train_s"}
+    assert [{k: v for k, v in found[name].items() if k not in timed} for name in found][0] == {k: v for k, v in found["gpu"].items() if k not in timed}
+    before, here, there = (dict(load(folder)[0].named_parameters()) for folder in (tiny_folder, tmp_path / "cpu", tmp_path / "gpu"))
+    assert all(torch.equal(here[name], there[name]) for name in here)  # the same step was taken
+    assert sum(not torch.equal(before[name], there[name]) for name in before) > len(before) / 4

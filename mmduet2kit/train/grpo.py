@@ -136,7 +136,7 @@ class ProactiveGRPO(GRPOTrainer):
         for key in ("prompt_ids", "prompt_mask"):
             inputs[key] = inputs[key][:, left:]
         inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, left : width + right]
-        for key in ("completion_ids", "completion_mask", "tool_mask", "sampling_per_token_logps"):
+        for key in {"completion_ids", "completion_mask", "tool_mask", "sampling_per_token_logps", "old_per_token_logps", "ref_per_token_logps"} & set(inputs):
             inputs[key] = inputs[key][:, :right]
         return inputs
 

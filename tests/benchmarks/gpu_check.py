@@ -12,6 +12,7 @@ The README's scaling page and `mmduet2 doctor` read tests/benchmarks/results/gpu
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import tempfile
@@ -220,6 +221,7 @@ def main() -> None:
         }
         for name in args.parts:
             label, go = parts[name]
+            gc.collect()  # the last part's model and optimizer
             started = time.perf_counter()
             out[label] = go()
             print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)

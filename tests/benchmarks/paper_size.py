@@ -10,6 +10,7 @@ GB are the live tensors' at the worst moment; CUDA's own, fragments, and what ke
 """
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -111,6 +112,7 @@ def main() -> None:
         parts = {"s": ("sft_step", lambda: part_s(gpu, folder)), "g": ("grpo_step", lambda: part_g(gpu, folder)), "d": ("stream_alone", lambda: part_d(gpu))}
         for name in args.parts:
             label, go = parts[name]
+            gc.collect()  # the last part's model and optimizer
             started = time.perf_counter()
             out[label] = go()
             print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
