@@ -24,6 +24,8 @@ from unittest.mock import patch
 
 import torch
 import torch._dynamo  # noqa: F401  (it looks at torch.cuda when it is imported first: that must be the real one)
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
@@ -72,10 +74,12 @@ plain_tensor = torch.tensor
 
 
 def tensor(data, *args, **kwargs):
-    """torch.tensor, which reads what is in the tensors of a list without asking the dispatcher."""
-    device, made = kwargs.pop("device", None), tree_map(lambda a: a.tolist() if isinstance(a, OnGPU) else a, data)
-    made = plain_tensor(made, *args, **kwargs)
-    return made if device is None else made.to(device)
+    """torch.tensor, which reads what is in the tensors of a list without asking the dispatcher; made on the host, then moved."""
+    data, device = tree_map(lambda a: a.tolist() if isinstance(a, OnGPU) else a, data), kwargs.get("device")
+    contexts = [mode.device for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)]  # with torch.device(...)
+    if torch.device((["cpu", *contexts][-1]) if device is None else device).type != "cuda":
+        return plain_tensor(data, *args, **kwargs)
+    return plain_tensor(data, *args, **kwargs | {"device": "cpu"}).to(GPU)
 
 
 class OnGPU(torch.Tensor):
