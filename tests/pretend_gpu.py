@@ -232,10 +232,10 @@ class Device(TorchDispatchMode):
         flat = [a.raw if isinstance(a, OnGPU) else torch.device("cpu") if isinstance(a, torch.device) else a for a in flat]
         out = self._run(func, *tree_unflatten(flat, spec), down)
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-        if not view and (packet not in NO_KERNEL or Graph.recording):
+        if not view and Graph.recording:
+            Graph.recording.kernels.append((func, *tree_unflatten(flat, spec), out))
+        if not view and packet not in NO_KERNEL:
             self.counts.update(kernels=1, flop=flop(func, args))
-            if Graph.recording:
-                Graph.recording.kernels.append((func, *tree_unflatten(flat, spec), out))
         if down:
             return args[0] if packet is aten.copy_ else out
         wrapped = tree_map(lambda a: OnGPU(self._hold(a)) if isinstance(a, torch.Tensor) else a, out)

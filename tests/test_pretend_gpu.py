@@ -1,5 +1,6 @@
 """The paths that only a GPU takes, on one that is not there (pretend_gpu.py): devices, CUDA graphs, waiting, bfloat16 training."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -7,14 +8,13 @@ import pytest
 import torch
 
 from mmduet2kit.chat import ChatEncoder
-from mmduet2kit.dialogue import Turn
 from mmduet2kit.engines import Session, StreamEngine
 from mmduet2kit.evaluate import load_head
 from mmduet2kit.files import read_csv
 from mmduet2kit.model import load
 from mmduet2kit.profile import load_profile
 from mmduet2kit.stream import Greedy, Sampler, Stream
-from mmduet2kit.train import grpo, rollout, sft
+from mmduet2kit.train import grpo, sft
 
 from played import FakeDataset, LengthJudge, dialogues, frames_for, make_segments, make_tiny, random_dialogue, teach_silence
 from pretend_gpu import pretend_gpu
@@ -28,10 +28,11 @@ def test_it_is_as_strict_as_a_gpu():
         with pytest.raises(RuntimeError, match="same device"):
             there + here
         index, mask = torch.tensor([0, 1], device="cuda"), there > 0
-        for mixing in (lambda: here[index], lambda: here[mask], lambda: there.__setitem__(index, here[:2]), lambda: here.__setitem__(0, there[0]) or here.__setitem__(torch.tensor([0]), there[:1]),
+        for mixing in (lambda: here[index], lambda: here[mask], lambda: there.__setitem__(index, here[:2]), lambda: here.__setitem__(torch.tensor([0]), there[:1]),
                        lambda: torch.stack([there[0, 0], here[0, 0]]), lambda: torch.where(there > 0, there, here)):  # fmt: skip
             with pytest.raises(RuntimeError, match="same device"):
                 mixing()
+        here[0] = there[0]  # a copy
         there[torch.tensor([2])] = there[:1] + 0  # indices of the host are carried over, numbers of the host too
         there[0] = torch.tensor(1.0)
         with pytest.raises(TypeError, match="Tensor.cpu"):
@@ -94,8 +95,6 @@ def test_a_stream_says_the_same_with_cuda_graphs(taciturn):
 
 def replaced(model):
     """A copy of a model on the GPU; the one of the host stays there."""
-    import copy
-
     return copy.deepcopy(model).to("cuda")
 
 

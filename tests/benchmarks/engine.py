@@ -10,7 +10,6 @@ Weights are random (speed and memory are real; what is said is scripted). With a
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -319,14 +318,8 @@ def main() -> None:
     out["ceilings"] = CEILINGS
     parts = {"a": lambda: part_a(args.size, device, dtype), "b": lambda: part_b(args.size, device, dtype), "c": part_c,
              "d": lambda: part_d(args.size, device, dtype), "n": lambda: part_n(args.size, device)}  # fmt: skip
-    for name in args.parts:
-        if name == "c" and args.size != "tiny":
-            continue
-        started = time.perf_counter()
-        out[name] = parts[name]()
-        print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr)
-        told.write(out, args.out)
-    print(json.dumps(out, indent=1))
+    names = args.parts if args.size == "tiny" else args.parts.replace("c", "")
+    told.run(out, names, {name: (name, go) for name, go in parts.items()}, args.out)
 
 
 if __name__ == "__main__":

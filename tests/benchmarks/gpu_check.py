@@ -12,8 +12,6 @@ The README's scaling page and `mmduet2 doctor` read tests/benchmarks/results/gpu
 """
 
 import argparse
-import gc
-import json
 import subprocess
 import tempfile
 import time
@@ -174,6 +172,12 @@ def part_m() -> dict:
     return {"exit": ended.returncode, "minutes": round(sum(minutes.values()), 1), "stages": minutes, **told}
 
 
+def without_checkpoints() -> None:
+    """At 3B 45 GB at the end of each training, which nobody looks at."""
+    for trainer in (sft.DialogueSFT, grpo.ProactiveGRPO):
+        trainer._save_checkpoint = lambda *a, **k: None
+
+
 def load_processor(folder: Path):
     from mmduet2kit.model import load_processor as load
 
@@ -205,8 +209,7 @@ def main() -> None:
     ceilings.update(engine.ceilings() if device == "cuda" else {})
     out: dict = {"size": args.size, **told.head(), "ceilings": ceilings}
     dtype, kind = (torch.bfloat16, "bfloat16") if big else (torch.float32, "float32")
-    for trainer in (sft.DialogueSFT, grpo.ProactiveGRPO):  # at 3B 45 GB at the end of each training, which nobody looks at
-        trainer._save_checkpoint = lambda *a, **k: None
+    without_checkpoints()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         model, processor, _, _ = make(args.size, "cpu", dtype)
@@ -219,14 +222,7 @@ def main() -> None:
             "d": ("stream_alone", lambda: engine.part_d(args.size, device, dtype, *(() if big else (24,)))),
             "m": ("smoke", part_m),
         }
-        for name in args.parts:
-            label, go = parts[name]
-            gc.collect()  # the last part's model and optimizer
-            started = time.perf_counter()
-            out[label] = go()
-            print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-            told.write(out, args.out)
-    print(json.dumps(out, indent=1))
+        told.run(out, args.parts, parts, args.out)
 
 
 if __name__ == "__main__":

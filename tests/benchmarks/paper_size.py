@@ -10,11 +10,8 @@ GB are the live tensors' at the worst moment; CUDA's own, fragments, and what ke
 """
 
 import argparse
-import gc
-import json
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -104,20 +101,12 @@ def main() -> None:
     kept = read_json(args.out) if args.out and args.out.exists() else {}  # parts of another call
     out: dict = kept | {"model": "Qwen2.5-VL-3B's sizes, bfloat16 over float32 masters in training", "frame": PICTURES["3b"], **told.head()}
     with tempfile.TemporaryDirectory() as place, pretend_gpu(shapes=True) as gpu:
-        _, processor, _, _ = make("tiny", "cpu", torch.float32)
-        folder = save(make("tiny", "cpu", torch.float32)[0], make_processor(processor.tokenizer), Path(place) / "model")
+        model, processor, _, _ = make("tiny", "cpu", torch.float32)  # for its tokenizer; the 3B is made where it is loaded
+        folder = save(model, make_processor(processor.tokenizer), Path(place) / "model")
         common.load_model = lambda *a: make("3b", "cuda", torch.float32)[0]
-        for trainer in (sft.DialogueSFT, grpo.ProactiveGRPO):
-            trainer._save_checkpoint = lambda *a, **k: None
+        gpu_check.without_checkpoints()
         parts = {"s": ("sft_step", lambda: part_s(gpu, folder)), "g": ("grpo_step", lambda: part_g(gpu, folder)), "d": ("stream_alone", lambda: part_d(gpu))}
-        for name in args.parts:
-            label, go = parts[name]
-            gc.collect()  # the last part's model and optimizer
-            started = time.perf_counter()
-            out[label] = go()
-            print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-            told.write(out, args.out)
-    print(json.dumps(out, indent=1))
+        told.run(out, args.parts, parts, args.out)
 
 
 if __name__ == "__main__":

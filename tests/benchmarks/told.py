@@ -1,7 +1,11 @@
 """What every benchmark here tells: the machine and the day first, then its results, printed and on request written."""
 
+import gc
 import json
 import platform
+import sys
+import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -20,3 +24,15 @@ def write(out: dict, file: Path | None) -> None:
     """Into the file, if one was named; benchmarks in parts call it after each."""
     if file:
         file.write_text(json.dumps(out, indent=1) + "\n")
+
+
+def run(out: dict, names: str, parts: dict[str, tuple[str, Callable[[], dict]]], file: Path | None) -> None:
+    """Run the named parts, {name: (its key in `out`, what makes it)}, each in memory that the last has left; write after each, print at the end."""
+    for name in names:
+        label, go = parts[name]
+        gc.collect()  # a model and its optimizer are freed only now
+        started = time.perf_counter()
+        out[label] = go()
+        print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        write(out, file)
+    print(json.dumps(out, indent=1))
