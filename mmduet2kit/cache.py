@@ -27,7 +27,7 @@ class RaggedCache:
     """Keys and values [rows, heads, capacity, dim] a layer; row r holds its first `lengths[r]` positions.
 
     Stands in for transformers' Cache: attention calls `update` once a layer with the new keys of the rows set by `begin`.
-    `capacity` (tokens a row): the buffers are made once and never move, as CUDA graphs need it; else they grow by half.
+    `capacity` (tokens a row): how large the buffers are at first; they grow by half, and then they move.
     """
 
     def __init__(self, layers: int, rows: int, capacity: int = 0):
@@ -58,25 +58,22 @@ class RaggedCache:
 
         Both in the values' dtype: under autocast keys come in float32 from their rotation, and attention casts them anyway.
         """
-        if self.fixed is not None:  # as many for every row, with shapes and addresses that never change
-            for buffer, new in zip(self.buffers[layer], (key.to(value.dtype), value)):
-                buffer.scatter_(2, self.fixed[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3]), new)
-            return tuple(self.buffers[layer])
         out, buffers = [], self.buffers[layer]
-        if buffers is None:
-            buffers = self.buffers[layer] = [self._grown(None, value) for _ in range(2)]
-        elif buffers[0].shape[2] < self.keys:
-            buffers = self.buffers[layer] = [self._grown(old, value) for old in buffers]
+        if buffers is None or buffers[0].shape[2] < self.keys:
+            buffers = self.buffers[layer] = [self._grown(old, value) for old in buffers or (None, None)]
         for buffer, new in zip(buffers, (key.to(value.dtype), value)):
-            buffer[self.into[0], :, self.into[1]] = new[self.new[0], :, self.new[1]]
+            if self.fixed is None:
+                buffer[self.into[0], :, self.into[1]] = new[self.new[0], :, self.new[1]]
+            else:  # as many for every row, with shapes and addresses that never change
+                buffer.scatter_(2, self.fixed[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3]), new)
             out.append(buffer[:, :, : self.keys] if self.whole else buffer[self.rows, :, : self.keys])
-            self.copied += 0 if self.whole else out[-1].nbytes
+            if not self.whole:  # a number that changes would be compiled for again
+                self.copied += out[-1].nbytes
         return out[0], out[1]
 
     def _grown(self, old: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-        if self.capacity and self.keys > self.capacity:
-            raise ValueError(f"{self.keys} tokens do not fit a cache of {self.capacity}: give it more, or a lower limit.")
-        new = like.new_zeros(len(self.lengths), like.shape[1], self.capacity or max(256, int(self.keys * 1.5)), like.shape[3])
+        room = self.capacity if self.keys <= self.capacity else max(256, int(self.keys * 1.5))
+        new = like.new_zeros(len(self.lengths), like.shape[1], room, like.shape[3])
         if old is not None:
             new[:, :, : old.shape[2]] = old
             self.copied += old.nbytes
@@ -90,6 +87,11 @@ class RaggedCache:
         return other
 
     @property
+    def room(self) -> int:
+        """Tokens a row that the buffers hold now."""
+        return self.buffers[0][0].shape[2] if self.buffers[0] else 0
+
+    @property
     def nbytes(self) -> int:
         return sum(t.nbytes for pair in self.buffers if pair for t in pair)
 
@@ -97,27 +99,29 @@ class RaggedCache:
 class Replay:
     """A forward of `width` tokens for all rows at once, shapes and addresses fixed: on a GPU recorded as a CUDA graph, and replayed.
 
+    Good for as long as the cache's buffers stay where they are (`room` is their size).
+
     What pads a row, and all of a row that has nothing new, is written behind its last position, where nothing is read and the
-    next tokens overwrite it. On a CPU the same forward runs without a graph: the same tokens, slower, as all of the capacity is
+    next tokens overwrite it. On a CPU the same forward runs without a graph: the same tokens, slower, as all of the room is
     attended to. `compiled` by torch (half a minute a shape, at most eight shapes a process: torch runs others uncompiled) it is
-    faster in a short cache. Needs a cache with a capacity that has been fed.
+    faster in a short cache. Needs a cache that has been fed.
     """
 
     def __init__(self, model, cache: RaggedCache, width: int, compiled: bool = False):
-        self.model, self.cache, self.graph = model, cache, None
+        self.model, self.cache, self.graph, self.room = model, cache, None, cache.room
         self.compiled = torch.compile(self._forward, dynamic=False) if compiled else None  # else no cycle that keeps the cache
         rows, device, weight = len(cache.lengths), model.device, model.get_input_embeddings().weight
         self.embeddings = weight.new_zeros(rows, width, weight.shape[1])
         self.places = torch.zeros(rows, width, dtype=torch.long, device=device)
         self.positions = torch.zeros(3, rows, width, dtype=torch.long, device=device)
-        self.steps = torch.arange(cache.capacity, device=device)
+        self.steps = torch.arange(cache.room, device=device)
 
     def __call__(self, rows: torch.Tensor, counts: torch.Tensor, embeddings: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Append `counts[i]` of embeddings [R, width, H] at M-RoPE positions [3, R, width] to each row; hidden states [R, width, H]."""
         there = rows.to(self.places.device)
         self.embeddings[there], self.positions[:, there] = embeddings, positions
         self.places.copy_(self.cache.lengths[:, None] + torch.arange(self.places.shape[1]))
-        self.cache.fixed, forward = self.places, self.compiled or self._forward
+        self.cache.fixed, self.cache.keys, self.cache.whole, forward = self.places, self.room, True, self.compiled or self._forward
         try:
             hidden = forward() if there.device.type == "cpu" else self._replayed(forward)
         finally:
@@ -136,7 +140,7 @@ class Replay:
                 forward()
             torch.cuda.current_stream().wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may talk to the GPU meanwhile
                 self.hidden = forward()
         self.graph.replay()
         return self.hidden

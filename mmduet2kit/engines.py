@@ -37,7 +37,7 @@ class StreamEngine:
 
     def __init__(self, model, image_processor, **options):
         self.model, self.image_processor, self.options, self.counts = model, image_processor, options, Counter()
-        self.fixed: dict[int, tuple] = {}  # by rows: a cache and its recorded graphs, for later plays (copies record their own)
+        self.fixed: dict[int, tuple] = {}  # by rows: a cache of the capacity asked for and its graphs, for later plays (copies record their own)
 
     def play(self, encoder: ChatEncoder, sessions: Sequence[Session], choose, max_new_tokens: int, copies: int = 1,
              decide: Callable | None = None, thresholds: float | Sequence[float] = 0.0,
@@ -47,8 +47,11 @@ class StreamEngine:
         `heard(row, what it said so far)` is called after each turn. The copies share the cache of the start and all frames'
         vision features.
         """
-        stream = Stream(self.model, encoder, self.image_processor, len(sessions), **self.options)
-        if stream.graphs:
+        options = self.options
+        if options.get("graphs") and not {"limit", "capacity"} & options.keys():  # what is sure to come, and a quarter for what is said
+            options = options | {"capacity": max(len(s.start) + sum(len(encoder.of(s.frames).user(turn)) for turn in s.turns) for s in sessions) * 5 // 4}
+        stream = Stream(self.model, encoder, self.image_processor, len(sessions), **options)
+        if stream.graphs and options is self.options:
             stream.cache, stream.replays = self.fixed.setdefault(len(sessions), (stream.cache, stream.replays))
             stream.cache.lengths.zero_()
         features = [stream.see(session.frames) for session in sessions]
@@ -58,12 +61,11 @@ class StreamEngine:
             starts = [f[: s.before] for f, s in zip(features, sessions)]
             stream.feed(range(len(sessions)), [s.start for s in sessions], starts)
             stream = stream.fork(copies) if copies > 1 else stream
-            features = [f[s.before :] for f, s in zip(features, sessions)]
         else:
             for row, session in enumerate(sessions):
                 stream.begin(row, session.start)
         turns = [s.turns for s in sessions for _ in range(copies)]
-        features = [f for f in features for _ in range(copies)]
+        features = [f[s.before :] for f, s in zip(features, sessions) for _ in range(copies)]
         said = run(stream, turns, features, choose, max_new_tokens, decide, thresholds, heard)
         self.counts.update(stream.counts, tokens=int(stream.cache.lengths.sum()))
         return said

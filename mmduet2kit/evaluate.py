@@ -49,7 +49,7 @@ class Evaluator:
     def __init__(self, profile: Profile, dataset: Dataset, model, processor, head=None, threshold: float = 0.5, engine=None):
         self.profile, self.dataset, self.model, self.processor = profile, dataset, model, processor
         self.head, self.threshold = head, threshold
-        self.engine = engine or StreamEngine(model, getattr(processor, "image_processor", None))
+        self.engine = engine or StreamEngine(model, getattr(processor, "image_processor", None), graphs=profile.launch.graphs)
         self.judge = judge_of(profile)
 
     def dialogue(self, record: dict, interval: float) -> Dialogue:

@@ -151,12 +151,13 @@ class RL(_Training):
 
 
 class Launch(_Section):
-    """How trainings are spread over GPUs; on CPUs only `checkpointing` and `grace_s` mean something."""
+    """How trainings are spread over GPUs; on CPUs only `checkpointing`, `graphs` and `grace_s` mean something."""
 
     zero: Literal[0, 2, 3]  # DeepSpeed's ZeRO stage; 0: without DeepSpeed
     offload: bool  # optimizer states in the machine's memory (needs ZeRO)
     adam: Literal["torch", "8bit"]
     checkpointing: bool  # compute activations again instead of keeping them
+    graphs: bool  # the kit's stream decodes by CUDA graphs, in rollouts and evaluation (on a CPU: the same shapes, slower)
     grace_s: Size  # from TERM to KILL: time to save a checkpoint
 
     @model_validator(mode="after")
@@ -218,8 +219,8 @@ class Profile(_Section):
     deviations: list[str]
 
     def hash(self) -> str:
-        """Digest of the settings, without name, seeds and prose: what is frozen before the claims' seeds are run."""
-        settings = self.model_dump(mode="json", exclude={"name", "extends", "seeds", "purpose", "deviations"})
+        """Digest of the settings, without name, seeds, prose and what changes speed only: what is frozen before the claims' seeds are run."""
+        settings = self.model_dump(mode="json", exclude=dict.fromkeys(("name", "extends", "seeds", "purpose", "deviations"), True) | {"launch": {"graphs"}})
         return sha256_text(json.dumps(settings, sort_keys=True))
 
     run_dir = property(lambda self: Path("runs") / self.name)

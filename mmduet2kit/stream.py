@@ -89,13 +89,12 @@ class Stream:
 
     limit: tokens that a session may hold (0: no limit, and nothing is remembered for re-encoding).
     ahead: feed NO REPLY with the turn and verify it in one forward. graphs: forwards of few tokens have fixed shapes
-    (`cache.Replay`; compiled, if so wanted), in a cache of `capacity` tokens a row (default: the limit).
+    (`cache.Replay`; compiled, if so wanted), recorded anew where the cache has grown. capacity: tokens a row that it holds from
+    the start (default: the limit).
     """
 
     def __init__(self, model, encoder: ChatEncoder, image_processor, rows: int, *, limit: int = 0, ahead: bool = True,
                  graphs: bool = False, compiled: bool = False, capacity: int = 0):
-        if graphs and rows and not (capacity or limit):
-            raise ValueError("graphs need a capacity, or a limit.")
         self.model, self.encoder, self.image_processor = model, encoder, image_processor
         self.limit, self.ahead, self.graphs, self.compiled = limit, ahead, graphs, compiled
         self.cache = RaggedCache(model.config.text_config.num_hidden_layers, rows, (capacity or limit) if graphs else 0)
@@ -139,8 +138,7 @@ class Stream:
         relative, steps = torch.zeros(3, len(rows), width, dtype=torch.long), torch.zeros(len(rows), dtype=torch.long)
         for i, chunk in enumerate(chunks):
             grid = None if features[i] is None else tuple(features[i].shape[1:3])
-            places, steps[i] = layout(tuple(chunk), self.encoder.image_pad, grid)
-            relative[:, i, : len(chunk)] = places
+            relative[:, i, : len(chunk)], steps[i] = layout(tuple(chunk), self.encoder.image_pad, grid)
         positions = (relative + self.positions[which][None, :, None]).to(device)
         self.positions[which] += steps
         embeddings = self.model.get_input_embeddings()(ids)
@@ -156,10 +154,11 @@ class Stream:
     def _shape(self, width: int) -> tuple[int, Replay | None]:
         """How wide a forward of `width` tokens a row is, and what replays it: None where many tokens hide what launching costs."""
         fixed = width if width == 1 else -(-width // 32) * 32
-        if not (self.graphs and self.cache.buffers[0] and len(self.begun) * fixed <= REPLAYED
-                and int(self.cache.lengths.max()) + fixed <= self.cache.capacity):  # fmt: skip
+        if not self.graphs or len(self.begun) * fixed > REPLAYED or int(self.cache.lengths.max()) + fixed > self.cache.room:
             return width, None
-        return fixed, self.replays.get(fixed) or self.replays.setdefault(fixed, Replay(self.model, self.cache, fixed, self.compiled))
+        if fixed not in self.replays or self.replays[fixed].room != self.cache.room:
+            self.replays[fixed] = Replay(self.model, self.cache, fixed, self.compiled)
+        return fixed, self.replays[fixed]
 
     def _go_back(self, row: int, tokens: int) -> None:
         """Take the last text tokens of a session's cache back."""

@@ -175,6 +175,7 @@ def flop(func, args) -> int:
     return 0
 
 
+plain_autocast = torch.autocast
 LARGE = 2**24  # bytes of whole numbers, masks above all, whose values are given up too
 
 
@@ -187,11 +188,12 @@ class Graph:
         self.gpu, self.kernels = gpu, []
 
     def replay(self):
-        for func, args, kwargs, results in self.kernels:
-            again = func(*args, **kwargs)
-            for old, new in zip(tree_flatten(results)[0], tree_flatten(again)[0]):
-                if isinstance(old, torch.Tensor) and old is not new:
-                    old.copy_(new)
+        with plain_autocast("cpu", enabled=False):  # which kernels were launched is settled
+            for func, args, kwargs, results in self.kernels:
+                again = func(*args, **kwargs)
+                for old, new in zip(tree_flatten(results)[0], tree_flatten(again)[0]):
+                    if isinstance(old, torch.Tensor) and old is not new:
+                        old.copy_(new)
         self.gpu.counts["replays"] += 1
 
 
@@ -282,9 +284,6 @@ class Device(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.held -= size
-
-
-plain_autocast = torch.autocast
 
 
 class Autocast(plain_autocast):

@@ -23,7 +23,7 @@ from mmduet2kit.train import common, grpo, rollout, sft
 from played import FakeDataset, LengthJudge, dialogues, make_segments
 from tiny_models import tiny_folder, tiny_model  # noqa: F401
 
-PLAIN = Launch(zero=0, offload=False, adam="torch", checkpointing=True, grace_s=10)
+PLAIN = Launch(zero=0, offload=False, adam="torch", checkpointing=True, graphs=False, grace_s=10)
 
 
 def with_launch(profile, dtype="bfloat16", **change):

@@ -30,7 +30,7 @@ def spy(self, *a, **k):
 trainer.compute_loss = spy
 profile, log = load_profile("tiny"), out.with_suffix(".csv")
 if stage:
-    launch = Launch(zero=stage, offload=False, adam="torch", checkpointing=True, grace_s=10)
+    launch = Launch(zero=stage, offload=False, adam="torch", checkpointing=True, graphs=False, grace_s=10)
     profile = profile.model_copy(update=dict(launch=launch))
 if what == "sft":
     fit = profile.sft.model_copy(update=dict(steps=3, batch=4, micro_batch=4, lr=3e-3, save_steps=100, freeze_vision=False))
@@ -81,7 +81,7 @@ from mmduet2kit.model import load
 from mmduet2kit.profile import Launch, load_profile
 from mmduet2kit.train import common
 profile = load_profile("tiny")
-launch = Launch(zero=int(sys.argv[2]), offload=False, adam="torch", checkpointing=False, grace_s=10)
+launch = Launch(zero=int(sys.argv[2]), offload=False, adam="torch", checkpointing=False, graphs=False, grace_s=10)
 config = common.zero_config(profile.model_copy(update=dict(launch=launch)))
 config |= dict(bf16=dict(enabled=False), train_batch_size=2, train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=1.0)
 deepspeed.init_distributed("gloo")

@@ -112,11 +112,29 @@ def test_an_engine_uses_its_recorded_forwards_again(taciturn):
     assert again.counts["replayed"] > 20 and not fresh.counts["replayed"]
 
 
-def test_a_cache_of_fixed_size_says_when_it_is_full():
-    cache = RaggedCache(1, 1, 8)
-    cache.begin(torch.tensor([0]), torch.tensor([9]), 9, torch.device("cpu"))
-    with pytest.raises(ValueError, match="9 tokens do not fit a cache of 8"):
-        cache.update(torch.zeros(1, 1, 9, 4), torch.zeros(1, 1, 9, 4), 0)
+@pytest.mark.parametrize("capacity", [0, 40, 300])
+def test_fixed_shapes_follow_a_cache_that_grows(taciturn, monkeypatch, capacity):
+    """Whatever was recorded for buffers that have moved since is recorded anew."""
+    grown, grow, made, new = [], RaggedCache._grown, [], cache.Replay.__init__
+    monkeypatch.setattr(RaggedCache, "_grown", lambda self, old, like: grown.append(old) or grow(self, old, like))
+    monkeypatch.setattr(cache.Replay, "__init__", lambda self, *args: new(self, *args) or made.append((args[2], self.room)))
+    dialogues, frames = cases(12, (30, 8, 25))
+    ragged, _ = play(taciturn, dialogues, frames, CHOICES["greedy"])
+    grown.clear()
+    fixed, stream = play(taciturn, dialogues, frames, CHOICES["greedy"], graphs=True, capacity=capacity)
+    assert [[s.ids for s in row] for row in ragged] == [[s.ids for s in row] for row in fixed]
+    assert sum(old is not None for old in grown) and len(set(made)) == len(made) > len({width for width, _ in made})
+    assert stream.cache.room >= int(stream.cache.lengths.max()) > 300 and stream.counts["replayed"] > 0.8 * stream.counts["forwards"]
+
+
+def test_an_engine_makes_room_for_what_it_is_to_play(taciturn):
+    model, processor = taciturn
+    encoder, (dialogues, frames) = ChatEncoder(processor.tokenizer, 4), cases(14, (6, 3))
+    sessions = [Session(encoder.system(START), some, one.turns) for one, some in zip(dialogues, frames)]
+    rooms = []
+    engine = StreamEngine(model, processor.image_processor, graphs=True)
+    engine.play(encoder, sessions, Greedy(), 6, 2, heard=lambda row, said: rooms.append(row))
+    assert engine.counts["replayed"] > 0 and not engine.fixed and set(rooms) == {0, 1, 2, 3}
 
 
 def test_forgetting_equals_a_fresh_session_that_was_told_what_is_left(taciturn):

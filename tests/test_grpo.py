@@ -109,28 +109,41 @@ def test_resumed_run_repeats_the_losses(run_grpo, tmp_path):
         assert [float(r[name]) for r in again] == pytest.approx([float(r[name]) for r in whole], abs=1e-6), name
 
 
-def test_a_judge_that_dies_stops_the_training_which_then_goes_on(run_grpo, tmp_path, monkeypatch):
+@pytest.fixture
+def interrupted(run_grpo, monkeypatch):
+    """Three steps of a training whose judge dies before the third, and which then goes on from its checkpoint."""
+
     class Dies(LengthJudge):
         def correctness(self, *given):
             return super().correctness(*given) if held[0].state.global_step < 2 else None
 
     held, alive = [], grpo.judge_of
-    monkeypatch.setattr(grpo, "judge_of", lambda profile: Dies())
-    with pytest.raises(UserError, match="percent of a step's questions"):
-        run_grpo("dies", 3, save_steps=1, spy=held.append)
-    assert [row["judge_dropped"] for row in rows(tmp_path / "dies.csv")] == ["0.0"] * 2
-    monkeypatch.setattr(grpo, "judge_of", alive)
-    run_grpo("dies", 3, save_steps=1)
-    assert [row["step"] for row in rows(tmp_path / "dies.csv")] == ["1", "2", "3"]
+
+    def go(name, **change):
+        monkeypatch.setattr(grpo, "judge_of", lambda profile: Dies())
+        with pytest.raises(UserError, match="percent of a step's questions"):
+            run_grpo(name, 3, save_steps=1, spy=held.append, **change)
+        monkeypatch.setattr(grpo, "judge_of", alive)
+        run_grpo(name, 3, save_steps=1, **change)
+
+    return go
 
 
-def test_a_penalty_on_divergence_can_be_switched_on(run_grpo, tmp_path):
-    """The reference's log-probs are cut to a micro-batch's width as all else is."""
+def test_a_judge_that_dies_stops_the_training_which_then_goes_on(interrupted, tmp_path):
+    interrupted("dies")
+    assert [(row["step"], row["judge_dropped"]) for row in rows(tmp_path / "dies.csv")] == [(step, "0.0") for step in "123"]
+
+
+def test_a_penalty_on_divergence_can_be_switched_on(run_grpo, interrupted, tmp_path):
+    """The reference's log-probs are cut to a micro-batch's width as all else is; it stays the SFT model where a training goes on."""
     losses = {}
-    for beta in (0.0, 0.5):
-        run_grpo(f"beta{beta}", 3, beta=beta, micro_batch=1, lr=3e-3)
-        losses[beta] = [float(row["loss"]) for row in rows(tmp_path / f"beta{beta}.csv")]
-    assert losses[0.5][0] == pytest.approx(losses[0.0][0], abs=1e-3) and losses[0.5][2] > losses[0.0][2]
+    penalty = {"micro_batch": 1, "lr": 3e-3, "beta": 0.5}
+    for name, go in (("plain", lambda: run_grpo("plain", 3, **penalty | {"beta": 0.0})), ("whole", lambda: run_grpo("whole", 3, **penalty)),
+                     ("resumed", lambda: interrupted("resumed", **penalty))):  # fmt: skip
+        go()
+        losses[name] = [float(row["loss"]) for row in rows(tmp_path / f"{name}.csv")]
+    assert losses["whole"][0] == pytest.approx(losses["plain"][0], abs=1e-3) and losses["whole"][2] > losses["plain"][2]
+    assert losses["resumed"] == pytest.approx(losses["whole"], abs=1e-6)
 
 
 def test_divergence_from_the_start_is_that_of_the_whole_distributions(tiny_model):  # noqa: F811

@@ -62,7 +62,7 @@ def step_by_vllm(folder: Path, place: Path) -> dict:
 
 def by_8_bit_adam(folder: Path, place: Path) -> dict:
     profile, held = load_profile("tiny"), []
-    launch = Launch(zero=0, offload=False, adam="8bit", checkpointing=False, grace_s=10)
+    launch = Launch(zero=0, offload=False, adam="8bit", checkpointing=False, graphs=False, grace_s=10)
     fit = profile.sft.model_copy(update=dict(steps=8, batch=4, micro_batch=2, lr=3e-3, warmup=0.0, save_steps=100))
     store = sft.store
     sft.store = lambda trainer, *a: held.append(trainer) or store(trainer, *a)

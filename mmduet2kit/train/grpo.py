@@ -55,7 +55,7 @@ class ProactiveGRPO(GRPOTrainer):
     """
 
     def __init__(self, *args, segments: Sequence[Segment], dataset: Dataset, judge, rl: RL, sampling_seed: int,
-                 start: Path, dtype: str = "float32", **kwargs):  # fmt: skip
+                 start: Path, dtype: str = "float32", graphs: bool = False, **kwargs):  # fmt: skip
         super().__init__(*args, **kwargs)
         self.tools, self._standalone_tools = ["frames"], []
         self.dataset, self.judge, self.rl, self.sampling_seed = dataset, judge, rl, sampling_seed
@@ -66,7 +66,7 @@ class ProactiveGRPO(GRPOTrainer):
         self.segments, self.start = segments, start
         processor.image_processor = FrameProcessor(**processor.image_processor.to_dict())
         self.row: dict[str, float] = {}
-        self.dtype = dtype
+        self.dtype, self.graphs = dtype, graphs
         self.vllm: VLLMEngine | None = None
 
     @contextmanager
@@ -84,24 +84,22 @@ class ProactiveGRPO(GRPOTrainer):
 
     def _generate(self, prompts):
         """Roll out this batch; the 8-tuple that TRL's scoring expects."""
-        group = self.num_generations
-        chosen = [self.segments[row] for row in self._rows]
-        step = self.state.global_step
-        keys = [(self.sampling_seed, step, row, i % group) for i, row in enumerate(self._rows)]
+        group, chosen = self.num_generations, [self.segments[row] for row in self._rows]
+        keys = [(self.sampling_seed, self.state.global_step, row, i % group) for i, row in enumerate(self._rows)]
         early = EarlyJudge(chosen, self.judge, self.rl)
         with self.playing() as model:
             if self.rl.engine == "vllm":
                 room = {"max_len": self.rl.max_prompt + self.rl.max_response + 64} if self.rl.max_prompt else {}
                 self.vllm = self.vllm or VLLMEngine(self.start, self.dtype, temperature=self.rl.temperature, memory=self.rl.vllm_memory, **room)
                 self.vllm.load(model.named_parameters())
-            engine = self.vllm or StreamEngine(model, self.processing_class.image_processor)
+            engine = self.vllm or StreamEngine(model, self.processing_class.image_processor, graphs=self.graphs)
             rollouts = roll_out(engine, self.encoder, self.dataset, chosen[::group], group, keys, self.rl, early.heard)
         if self.vllm:
             self.vllm.rest()
         rolled = time.perf_counter()
         early.wait()
         judged = judge_rollouts(rollouts, chosen, self.judge, self.rl)
-        everyone = gather_object([replace(r, prompt=[], completion=[], mask=[], logps=[]) for r in rollouts])
+        everyone = gather_object([replace(r, prompt=[], frames=None, completion=[], mask=[], logps=[]) for r in rollouts])
         self.row |= statistics(everyone, group, self.rl.weights)
         self.row |= {"rollout_s": round(rolled - self._started, 3), "judge_s": round(judged, 3)}
         self.rollouts = rollouts
@@ -109,8 +107,7 @@ class ProactiveGRPO(GRPOTrainer):
         self.state.num_input_tokens_seen += sum(len(r.prompt) for r in rollouts) + sampled
         self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
         self._metrics["train"]["completions/mean_length"].append(sampled / len(rollouts))
-        seen = (self.dataset.frames(replace(s.dialogue, turns=s.dialogue.turns[: s.last])) for s in chosen[::group])
-        images = [list(frames) for frames in seen for _ in range(group)]
+        images = [list(r.frames) for r in rollouts]
         said = [[{"role": "assistant", "content": text} for _, text in r.turns] for r in rollouts]
         prompts, completions, masks, logps = zip(*((r.prompt, r.completion, r.mask, r.logps) for r in rollouts))
         return [*prompts], [*completions], [*masks], said, [*logps], {"score": [r.reward for r in rollouts]}, images, images
@@ -219,6 +216,7 @@ def train(
     if begun is None:
         return out
     partial, checkpoint, model, processor = begun
+    model.config._name_or_path = str(start)  # where TRL finds the reference of rl.beta: not in a checkpoint
     settings = GRPOConfig(
         **arguments(profile, rl, seed, partial),
         num_generations=rl.group, temperature=rl.temperature, shuffle_dataset=False,
@@ -231,7 +229,7 @@ def train(
     trainer = ProactiveGRPO(
         model=model, args=settings, train_dataset=rows, callbacks=callbacks, processing_class=deepcopy(processor),  # TRL changes it
         reward_funcs=[_term(name) for name in TERMS], segments=segments, dataset=dataset,
-        judge=judge_of(profile), rl=rl, sampling_seed=seed, start=start, dtype=profile.model.dtype,
+        judge=judge_of(profile), rl=rl, sampling_seed=seed, start=start, dtype=profile.model.dtype, graphs=profile.launch.graphs,
     )  # fmt: skip
     if watch:
         watch.trainer = trainer

@@ -23,9 +23,13 @@ from ..stream import Sampler, Spoken
 
 @dataclass
 class Rollout:
-    """One rollout: prompt and completion ids, which completion tokens were sampled, their log-probs, turns, reward."""
+    """One rollout: prompt and completion ids, which completion tokens were sampled, their log-probs, turns, reward.
+
+    frames: all that it saw, [N, H, W, 3]; those of a group are one array.
+    """
 
     prompt: list[int]
+    frames: np.ndarray | None = None
     completion: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
@@ -93,11 +97,11 @@ def roll_out(
         encoders.append(encoder.of(frames))
         sessions.append(Session(prompt_ids(encoders[-1], s), frames, s.dialogue.turns[s.first : s.last]))
     said = engine.play(encoder, sessions, Sampler(keys, rl.temperature, rl.top_k), rl.max_new_tokens, group, heard=heard)
-    return [_transcript(encoders[i // group], segments[i // group], sessions[i // group].start, mine) for i, mine in enumerate(said)]
+    return [_transcript(encoders[i // group], segments[i // group], sessions[i // group], mine) for i, mine in enumerate(said)]
 
 
-def _transcript(encoder: ChatEncoder, segment: Segment, prompt: list[int], said: list[Spoken]) -> Rollout:
-    out, answers, times = Rollout(prompt), iter(said), iter(segment.rollout_times())
+def _transcript(encoder: ChatEncoder, segment: Segment, session: Session, said: list[Spoken]) -> Rollout:
+    out, answers, times = Rollout(session.start, session.frames), iter(said), iter(segment.rollout_times())
     for turn in segment.dialogue.turns[segment.first : segment.last]:
         out.add(encoder.user(turn))
         if turn.frames:

@@ -4,7 +4,8 @@ The workloads of gpu_check.py at Qwen2.5-VL-3B's sizes, run whole, kernel by ker
 that have shapes and no values (tests/pretend_gpu.py): what fits, what is computed, how often the host launches and waits. No
 seconds. Beside each figure stands what the cost model (figures/cost.py) says, so this is its test too.
 
-(s) an SFT step of 10k tokens; (g) a GRPO step of 8 prompts x 4 rollouts; (d) a silent turn of one stream alone.
+(s) an SFT step of 10k tokens; (g) a GRPO step of 8 prompts x 4 rollouts, and rollouts with CUDA graphs; (d) a silent turn of
+one stream alone.
 TFLOP are counted with what checkpointing computes again, attention's backward by 2.5 of its forward, causal ones by half.
 GB are the live tensors' at the worst moment; CUDA's own, fragments, and what kernels use inside come on top.
 """
@@ -63,17 +64,18 @@ def part_s(gpu, folder: Path) -> dict:
 
 
 def part_g(gpu, folder: Path) -> dict:
-    """One step: its rollouts, then its training, 32 micro-batches and the optimizer."""
-    steps, profile, peaks = Steps(gpu), gpu_check.settings("3b"), {}
-    before_each(grpo.ProactiveGRPO, "_generate", steps.mark)
-    before_each(grpo, "judge_rollouts", lambda: (steps.mark(), peaks.update(rollouts=gpu.peak), torch.cuda.reset_peak_memory_stats()))
-    found = gpu_check.part_g("3b", folder, {}, 90, steps=1)
-    steps.mark()
+    """One step: its rollouts, then its training, 32 micro-batches and the optimizer; and the next one's rollouts, with graphs."""
+    steps, profile, peaks = Steps(gpu), gpu_check.settings("3b"), []
+    mark = lambda: (steps.mark(), peaks.append(round(gpu.peak / 1e9, 1)), torch.cuda.reset_peak_memory_stats())  # noqa: E731
+    before_each(grpo.ProactiveGRPO, "_generate", mark)
+    before_each(grpo, "judge_rollouts", mark)
+    found = gpu_check.part_g("3b", folder, {}, 90, steps=2)
     frames = found["history_frames"] + found["rolled_frames"]
     work = found["rollouts"] * cost.flops(profile, found["tokens"], frames, profile.rl.freeze_vision)["done"]
     planned = cost.memory_gb(profile, profile.launch, 1, found["tokens"], profile.rl.freeze_vision)
-    return {"rollouts": found["rollouts"], "tokens": found["tokens"], "rolling_out": steps.between(0, 1) | {"peak_gb": round(peaks["rollouts"] / 1e9, 1)},
-            "training": steps.between(1, 2) | {"tflop_by_the_cost_model": round(work / 1e12, 1), "peak_gb": found["peak_gb"],
+    return {"rollouts": found["rollouts"], "tokens": found["tokens"], "rolling_out": steps.between(0, 1) | {"peak_gb": peaks[1]},
+            "rolling_out_graphs": steps.between(2, 3) | {"peak_gb": peaks[3], "forwards": found["forwards"], "replayed": found["replayed"]},
+            "training": steps.between(1, 2) | {"tflop_by_the_cost_model": round(work / 1e12, 1), "peak_gb": peaks[2],
                                                "peak_gb_by_the_cost_model": round(planned["sum"], 1)}}  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import json
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -27,12 +28,23 @@ def write(out: dict, file: Path | None) -> None:
 
 
 def run(out: dict, names: str, parts: dict[str, tuple[str, Callable[[], dict]]], file: Path | None) -> None:
-    """Run the named parts, {name: (its key in `out`, what makes it)}, each in memory that the last has left; write after each, print at the end."""
+    """Run the named parts, {name: (its key in `out`, what makes it)}, each in memory that the last has left; write after each, print at the end.
+
+    One that fails says so in its place, and those after it still run (a GPU is lent by the minute); then the exit code is 1.
+    """
+    failed = []
     for name in names:
         label, go = parts[name]
         gc.collect()  # a model and its optimizer are freed only now
         started = time.perf_counter()
-        out[label] = go()
+        try:
+            out[label] = go()
+        except Exception as error:
+            traceback.print_exc()
+            out[label] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+            failed.append(label)
         print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         write(out, file)
     print(json.dumps(out, indent=1))
+    if failed:
+        sys.exit(1)
