@@ -1,4 +1,4 @@
-"""Keys and values of many sessions: rows of unequal length without holes, growing or of one fixed size."""
+"""Keys and values of many sessions: rows of unequal length without holes, and forwards over them that a GPU replays."""
 
 import torch
 
@@ -104,11 +104,12 @@ class Replay:
     What pads a row, and all of a row that has nothing new, is written behind its last position, where nothing is read and the
     next tokens overwrite it. On a CPU the same forward runs without a graph: the same tokens, slower, as all of the room is
     attended to. `compiled` by torch (half a minute a shape, at most eight shapes a process: torch runs others uncompiled) it is
-    faster in a short cache. Needs a cache that has been fed.
+    faster in a short cache. Needs a cache that has been fed. On a GPU the first call launches its kernels one by one, and the second
+    records them: what a graph is to hold must have run before, and a play with one such forward needs none.
     """
 
     def __init__(self, model, cache: RaggedCache, width: int, compiled: bool = False):
-        self.model, self.cache, self.graph, self.room = model, cache, None, cache.room
+        self.model, self.cache, self.room, self.calls, self.graph = model, cache, cache.room, 0, None
         self.compiled = torch.compile(self._forward, dynamic=False) if compiled else None  # else no cycle that keeps the cache
         rows, device, weight = len(cache.lengths), model.device, model.get_input_embeddings().weight
         self.embeddings = weight.new_zeros(rows, width, weight.shape[1])
@@ -122,8 +123,9 @@ class Replay:
         self.embeddings[there], self.positions[:, there] = embeddings, positions
         self.places.copy_(self.cache.lengths[:, None] + torch.arange(self.places.shape[1]))
         self.cache.fixed, self.cache.keys, self.cache.whole, forward = self.places, self.room, True, self.compiled or self._forward
+        self.calls += 1
         try:
-            hidden = forward() if there.device.type == "cpu" else self._replayed(forward)
+            hidden = forward() if there.device.type == "cpu" or self.calls == 1 else self._replayed(forward)
         finally:
             self.cache.fixed = None
         self.cache.lengths[rows] += counts
@@ -134,13 +136,11 @@ class Replay:
 
     def _replayed(self, forward) -> torch.Tensor:
         if self.graph is None:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # a graph may only record what has run before; writing twice changes nothing
-                forward()
-            torch.cuda.current_stream().wait_stream(side)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may talk to the GPU meanwhile
+            graph = torch.cuda.CUDAGraph()
+            torch._C._cuda_clearCublasWorkspaces()  # each graph has its own: one that goes takes its workspace with it (pytorch #193402)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may talk to the GPU meanwhile
                 self.hidden = forward()
+            torch._C._cuda_clearCublasWorkspaces()
+            self.graph = graph
         self.graph.replay()
         return self.hidden

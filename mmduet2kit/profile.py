@@ -219,7 +219,7 @@ class Profile(_Section):
     deviations: list[str]
 
     def hash(self) -> str:
-        """Digest of the settings, without name, seeds, prose and what changes speed only: what is frozen before the claims' seeds are run."""
+        """Digest of the settings, without name, seeds, prose and how kernels are launched: what is frozen before the claims' seeds are run."""
         settings = self.model_dump(mode="json", exclude=dict.fromkeys(("name", "extends", "seeds", "purpose", "deviations"), True) | {"launch": {"graphs"}})
         return sha256_text(json.dumps(settings, sort_keys=True))
 

@@ -89,8 +89,8 @@ class Stream:
 
     limit: tokens that a session may hold (0: no limit, and nothing is remembered for re-encoding).
     ahead: feed NO REPLY with the turn and verify it in one forward. graphs: forwards of few tokens have fixed shapes
-    (`cache.Replay`; compiled, if so wanted), recorded anew where the cache has grown. capacity: tokens a row that it holds from
-    the start (default: the limit).
+    (`cache.Replay`; compiled, if so wanted: give it a capacity), recorded anew where the cache has grown. capacity: tokens a row
+    that it then holds from the start, at least (default: the limit).
     """
 
     def __init__(self, model, encoder: ChatEncoder, image_processor, rows: int, *, limit: int = 0, ahead: bool = True,

@@ -342,7 +342,7 @@ def pretend_gpu(shapes: bool = False):
     torch_s = {"autocast": Autocast, "is_autocast_enabled": lambda *a: enabled("cpu"), "get_autocast_dtype": lambda *a: dtype("cpu"), "tensor": tensor}
     lifts = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
-        for owner, names in ((torch, torch_s), (torch.amp, {"autocast": Autocast}), (torch.cuda, stand_ins),
+        for owner, names in ((torch, torch_s), (torch.amp, {"autocast": Autocast}), (torch.cuda, stand_ins), (torch._C, {"_cuda_clearCublasWorkspaces": nothing}),
                              (torch.cuda.random, {name: stand_ins[name] for name in stand_ins if "rng" in name}),
                              (torch.Tensor, {"to": to, "cuda": lambda one, *a, **k: one.to(GPU)})):  # fmt: skip
             stack.enter_context(patch.multiple(owner, create=True, **names))

@@ -30,6 +30,20 @@ def numbers(value):
         yield value
 
 
+def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(HERE)
+    import told
+
+    def fails():
+        raise ValueError("no room")
+
+    out = {"first": {"kept": 1}}
+    with pytest.raises(SystemExit) as ended:
+        told.run(out, "ab", {"a": ("first", fails), "b": ("second", lambda: {"seconds": 1})}, tmp_path / "out.json")
+    assert ended.value.code == 1 and "no room" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out.json").read_text()) == {"first": {"kept": 1, "failed": "ValueError: no room"}, "second": {"seconds": 1}}
+
+
 def test_what_a_turn_costs(tmp_path, capsys):
     """The stream against its alternatives: all parts there, the same work done by each way."""
     told = ran("engine.py", tmp_path / "engine.json")

@@ -64,7 +64,7 @@ def part_s(gpu, folder: Path) -> dict:
 
 
 def part_g(gpu, folder: Path) -> dict:
-    """One step: its rollouts, then its training, 32 micro-batches and the optimizer; and the next one's rollouts, with graphs."""
+    """One step: its rollouts, with graphs, then its training, 32 micro-batches and the optimizer; and the next one's rollouts without."""
     steps, profile, peaks = Steps(gpu), gpu_check.settings("3b"), []
     mark = lambda: (steps.mark(), peaks.append(round(gpu.peak / 1e9, 1)), torch.cuda.reset_peak_memory_stats())  # noqa: E731
     before_each(grpo.ProactiveGRPO, "_generate", mark)
@@ -73,8 +73,8 @@ def part_g(gpu, folder: Path) -> dict:
     frames = found["history_frames"] + found["rolled_frames"]
     work = found["rollouts"] * cost.flops(profile, found["tokens"], frames, profile.rl.freeze_vision)["done"]
     planned = cost.memory_gb(profile, profile.launch, 1, found["tokens"], profile.rl.freeze_vision)
-    return {"rollouts": found["rollouts"], "tokens": found["tokens"], "rolling_out": steps.between(0, 1) | {"peak_gb": peaks[1]},
-            "rolling_out_graphs": steps.between(2, 3) | {"peak_gb": peaks[3], "forwards": found["forwards"], "replayed": found["replayed"]},
+    return {"rollouts": found["rollouts"], "tokens": found["tokens"], "rolling_out": steps.between(2, 3) | {"peak_gb": peaks[3]},
+            "rolling_out_graphs": steps.between(0, 1) | {"peak_gb": peaks[1], "forwards": found["forwards"], "replayed": found["replayed"]},
             "training": steps.between(1, 2) | {"tflop_by_the_cost_model": round(work / 1e12, 1), "peak_gb": peaks[2],
                                                "peak_gb_by_the_cost_model": round(planned["sum"], 1)}}  # fmt: skip
 

@@ -36,12 +36,15 @@ def run(out: dict, names: str, parts: dict[str, tuple[str, Callable[[], dict]]],
     for name in names:
         label, go = parts[name]
         gc.collect()  # a model and its optimizer are freed only now
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         try:
             out[label] = go()
         except Exception as error:
             traceback.print_exc()
-            out[label] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+            out[label] = out.get(label, {}) | {"failed": f"{type(error).__name__}: {error}"[:500]}  # beside what an earlier call found
             failed.append(label)
         print(f"({name}) {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         write(out, file)
