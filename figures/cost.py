@@ -17,6 +17,7 @@ ASSUMED_MFU = 0.35  # the project's target; used until a GPU has measured it
 BANDWIDTH = 3.3e12  # bytes/s of an H100's or H800's memory, NVIDIA's figure: what decoding waits for
 LAUNCH_S = 0.008  # of a decoding step's kernels, without CUDA graphs: what those save no GPU has shown yet
 SPARE, CONTEXT_GB = 1.15, 2.0  # fragments; CUDA's own
+ROOM = 1.25  # tokens a row that a rollout's KV cache has room for, of those that are sure to come (engines.py)
 VIDEO_S = 0.95 * 92.7 + 0.05 * 164.4  # paper Table 1: mean length of the training videos, web and ego
 LONGEST_S = 180.0  # upstream: of a training video; where a profile sets no budget of tokens
 TESTS = {"WEB": (500, 16.59), "EGO": (326, 360.0), "TV": (500, 75.6), "VAD": (101, 121.0)}  # ProactiveVideoQA: questions, mean seconds
@@ -60,10 +61,12 @@ def flops(profile: Profile, tokens: int, frames: int, frozen: bool) -> dict[str,
     return {"useful": useful, "done": useful + again * profile.launch.checkpointing}
 
 
-def memory_gb(profile: Profile, launch: Launch, gpus: int, tokens: int, frozen: bool, shared: float = 0.0, card: float = 80.0) -> dict[str, float]:
-    """GB on each of `gpus` cards of `card` GB at a sample of so many tokens: weights, gradients, optimizer, activations, vLLM; and their sum.
+def memory_gb(profile: Profile, launch: Launch, gpus: int, tokens: int, frozen: bool, shared: float = 0.0, card: float = 80.0,
+              rows: int = 0) -> dict[str, float]:  # fmt: skip
+    """GB on each of `gpus` cards of `card` GB at a sample of so many tokens: weights, gradients, optimizer, activations, vLLM, stream; and their sum.
 
-    shared: vLLM's part of the card. It sleeps while the model trains, and activations are gone while it generates: the larger counts.
+    shared: vLLM's part of the card; rows: in the stream's KV cache, where that rolls out. vLLM sleeps while the model trains and the
+    cache is gone; activations, and without ZeRO gradients, are gone while either generates: the larger counts.
     """
     spec, size = profile.model, parameters(profile.model)
     whole = sum(size.values())
@@ -83,13 +86,19 @@ def memory_gb(profile: Profile, launch: Launch, gpus: int, tokens: int, frozen: 
     else:
         parts["activations"] = spec.layers * (kept + layer) + spec.vision_layers * (seen + looking)
     out = {name: value / 1e9 for name, value in parts.items()}
-    states, vllm = sum(out.values()) - out["activations"], shared * card
-    return out | {"vllm": vllm, "sum": max(SPARE * (states + out["activations"]), SPARE * states + vllm) + CONTEXT_GB}
+    states, vllm, stream = sum(out.values()) - out["activations"], shared * card, rows * ROOM * tokens * token_bytes(spec) / 1e9
+    speaking = SPARE * (states - (0 if launch.zero else out["gradients"])) + vllm + stream
+    return out | {"vllm": vllm, "stream": stream, "sum": max(SPARE * (states + out["activations"]), speaking) + CONTEXT_GB}
 
 
-def plans(profile: Profile, gpus: int, tokens: int, frozen: bool, shared: float = 0.0, card: float = 80.0) -> dict[str, float]:
+def token_bytes(spec: Model) -> int:
+    """Of one token in a KV cache, in bfloat16."""
+    return 2 * 2 * spec.layers * spec.kv_heads * spec.head_dim
+
+
+def plans(profile: Profile, gpus: int, tokens: int, frozen: bool, shared: float = 0.0, card: float = 80.0, rows: int = 0) -> dict[str, float]:
     """{memory plan: GB a card} for this number of cards."""
-    return {name: memory_gb(profile, profile.launch.model_copy(update=plan), gpus, tokens, frozen, shared, card)["sum"] for name, plan in PLANS.items()}
+    return {name: memory_gb(profile, profile.launch.model_copy(update=plan), gpus, tokens, frozen, shared, card, rows)["sum"] for name, plan in PLANS.items()}
 
 
 def longest(profile: Profile, gpus: int) -> dict[str, dict]:
@@ -100,7 +109,8 @@ def longest(profile: Profile, gpus: int) -> dict[str, dict]:
         sft, rl, most = here.sft, here.rl, tokens_of(here, LONGEST_S)[0]
         out[f"SFT at {every:g} s"] = {"gpus": gpus, "tokens": sft.max_tokens or most, "frozen": sft.freeze_vision}
         out[f"RL at {every:g} s"] = {"gpus": gpus, "tokens": rl.max_prompt + rl.max_response or most, "frozen": rl.freeze_vision,
-                                     "shared": rl.vllm_memory if rl.engine == "vllm" else 0.0}  # fmt: skip
+                                     "shared": rl.vllm_memory if rl.engine == "vllm" else 0.0,  # the stream: a group, and what it is copied from
+                                     "rows": 0 if rl.engine == "vllm" else -(-rl.prompts // gpus) * (rl.group + 1)}  # fmt: skip
     return out | {"threshold baseline": out[f"SFT at {profile.video.train_interval:g} s"] | {"gpus": 1}}
 
 

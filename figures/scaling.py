@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cost import ASSUMED_MFU, PEAK, VIDEO_S, Speed, disk_gb, flops, hours, longest, plans, speed, study_hours, tokens_of
+from cost import ASSUMED_MFU, PEAK, VIDEO_S, Speed, disk_gb, flops, hours, longest, memory_gb, plans, speed, study_hours, tokens_of
 from mmduet2kit.files import read_json
 from mmduet2kit.profile import Profile, load_profile
 
@@ -65,8 +65,12 @@ def counted() -> str:
     steps = (("an SFT step of one sample", f"{sft['tokens']} tokens", sft), (f"the training of a GRPO step of {found['grpo_step']['rollouts']} rollouts", f"{found['grpo_step']['tokens']} tokens each", rl))
     told = "; ".join(f"{what} of {size} is {one['tflop']:.0f} TFLOP (the model: {one['tflop_by_the_cost_model']:.0f}) and {one['peak_gb']:.0f} GB of live tensors "
                      f"(planned: {one['peak_gb_by_the_cost_model']:.0f}, with a reserve)" for what, size, one in steps)  # fmt: skip
+    plain, replayed, profile = found["grpo_step"]["rolling_out"], found["grpo_step"]["rolling_out_graphs"], load_profile("single_gpu")
+    planned = memory_gb(profile, profile.launch, 1, found["grpo_step"]["tokens"], False, rows=8 * (4 + 1))  # 8 prompts, 4 rollouts each
     launched = [sum(one[part]["kernels"] for part in ("frame", "turn")) for one in (turn, graphs)]
-    return (f"Counted at 3B, kernel by kernel, without a GPU (`python tests/benchmarks/paper_size.py`, plain memory plan, {found['date']}): {told}. A silent turn of one "
+    return (f"Counted at 3B, kernel by kernel, without a GPU (`python tests/benchmarks/paper_size.py`, plain memory plan, {found['date']}): {told}. Its rollouts by the stream hold "
+            f"{plain['peak_gb']:.0f} GB of live tensors (planned: {planned['sum']:.0f}) and launch {plain['kernels']} kernels, or {replayed['kernels']} where {replayed['replayed']} of "
+            f"{replayed['forwards']} forwards are one CUDA graph each (`launch.graphs`). A silent turn of one "
             f"stream launches {launched[0]} kernels, its frame's among them; {launched[1]} and one CUDA graph where the turn is replayed, nearly all of them its frame's.")  # fmt: skip
 
 

@@ -85,6 +85,17 @@ def test_memory_counts_a_tower_that_trains_and_vllm_while_it_is_awake():
         72 + cost.CONTEXT_GB + cost.SPARE * sum(awake[name] for name in ("weights", "gradients", "optimizer")))  # fmt: skip
 
 
+def test_memory_counts_the_streams_cache_where_that_rolls_out():
+    """Counted kernel by kernel (results/paper_size.json): the rollouts of 8 prompts x 4, with the optimizer's states there."""
+    profile, found = load_profile("single_gpu"), read_json(Path("tests/benchmarks/results/paper_size.json"))["grpo_step"]
+    take = lambda tokens, rows: cost.memory_gb(profile, profile.launch, 1, tokens, False, rows=rows)  # noqa: E731
+    ours = take(found["tokens"], 40)
+    assert ours["stream"] == pytest.approx(40 * 1.25 * found["tokens"] * 36_864 / 1e9)
+    assert 0.7 < found["rolling_out"]["peak_gb"] / ours["sum"] < 1 and ours["sum"] > take(found["tokens"], 0)["sum"]
+    streamed = profile.model_copy(update={"rl": profile.rl.model_copy(update={"engine": "stream"})})
+    assert cost.longest(streamed, 2)["RL at 2 s"]["rows"] == 20 and cost.longest(profile, 2)["RL at 2 s"]["rows"] == 0
+
+
 @pytest.mark.parametrize("name", ["paper", "single_gpu"])
 def test_what_is_counted_is_what_the_notebooks_train(name):
     """Their cells that start commands are run with a recorder in place of `run_commands`."""

@@ -157,7 +157,7 @@ def part_g(size: str, folder: Path, ceilings: dict, history: int, steps: int = 3
         (grpo.store, grpo.judge_of, rollout.Sampler), grpo.encoder_for, grpo.StreamEngine = kept, encoder_for, engine_of
     length = len(made[0].encode(segments[0].dialogue).ids)
     work = cost.flops(profile, length, history + rolled, rl.freeze_vision)["useful"] * rl.batch
-    warm = [row for row in rows[1:] if row is not rows[1] or len(rows) == 2]  # the second's rollouts were without graphs
+    warm = rows[2:] or rows[1:]  # the second's rollouts were without graphs
     last = {name: round(float(np.median([float(row[name]) for row in warm])), 3) for name in ("rollout_s", "judge_s", "train_s")}
     return {"prompts": 8, "rollouts": 32, "tokens": length, "history_frames": history, "rolled_frames": rolled, **last,
             "rollout_s_without_graphs": float(rows[1]["rollout_s"]), "forwards": engines[0].counts["forwards"], "replayed": engines[0].counts["replayed"],
