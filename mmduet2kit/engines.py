@@ -48,8 +48,9 @@ class StreamEngine:
         vision features.
         """
         options = self.options
-        if options.get("graphs") and not {"limit", "capacity"} & options.keys():  # what is sure to come, and a quarter for what is said
-            options = options | {"capacity": 5 * max((len(s.start) + sum(len(encoder.of(s.frames).user(turn)) for turn in s.turns) for s in sessions), default=0) // 4}
+        if options.get("graphs") and not {"limit", "capacity"} & options.keys():
+            sure = max((len(s.start) + sum(len(encoder.of(s.frames).user(turn)) for turn in s.turns) for s in sessions), default=0)
+            options = options | {"capacity": 5 * sure // 4}  # a quarter for what is said
         stream = Stream(self.model, encoder, self.image_processor, len(sessions), **options)
         if stream.graphs and options is self.options and not torch.is_autocast_enabled(self.model.device.type):  # whose copies of weights go with it
             stream.cache, stream.replays = self.fixed.setdefault(len(sessions), (stream.cache, stream.replays))
