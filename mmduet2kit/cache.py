@@ -42,13 +42,16 @@ class RaggedCache:
 
         None where the rows were empty and a mask would be too large: every slot sees those before it, padding stands last.
         """
-        start = self.lengths[rows]
-        places, (some, slots) = start[:, None] + torch.arange(width), (torch.arange(width) < counts[:, None]).nonzero(as_tuple=True)
+        start, alone = self.lengths[rows], len(rows) == 1
+        places, self.keys = start[:, None] + torch.arange(width), int((start + counts).max())
+        self.whole = alone or len(rows) == len(self.lengths) and bool((rows == torch.arange(len(rows))).all())  # no row need be copied
         # What is new stands at [some, :, slots]; the padding of short rows is written nowhere, or it might not fit.
-        self.rows, self.new = rows.to(device), (some.to(device), slots.to(device))
-        self.into = (rows[some].to(device), places[some, slots].to(device))
-        self.keys = int((start + counts).max())
-        self.whole = len(rows) == len(self.lengths) and bool((rows == torch.arange(len(rows))).all())
+        if alone:  # slices: nothing is gathered, and no index goes to a GPU
+            self.rows, self.new, self.into = slice(int(rows), int(rows) + 1), (0, slice(int(counts))), (int(rows), slice(int(start), self.keys))
+        else:
+            some, slots = (torch.arange(width) < counts[:, None]).nonzero(as_tuple=True)
+            self.new, self.into = (some.to(device), slots.to(device)), (rows[some].to(device), places[some, slots].to(device))
+            self.rows = slice(None) if self.whole else rows.to(device)
         self.lengths[rows] = start + counts
         large = not start.any() and len(rows) * width * self.keys > MASKED
         return None if large else (torch.arange(self.keys, device=device) <= places[..., None].to(device))[:, None]
@@ -66,14 +69,13 @@ class RaggedCache:
                 buffer[self.into[0], :, self.into[1]] = new[self.new[0], :, self.new[1]]
             else:  # as many for every row, with shapes and addresses that never change
                 buffer.scatter_(2, self.fixed[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3]), new)
-            out.append(buffer[:, :, : self.keys] if self.whole else buffer[self.rows, :, : self.keys])
+            out.append(buffer[self.rows, :, : self.keys])
             if not self.whole:  # a number that changes would be compiled for again
                 self.copied += out[-1].nbytes
         return out[0], out[1]
 
     def _grown(self, old: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-        room = self.capacity if self.keys <= self.capacity else max(256, int(self.keys * 1.5))
-        new = like.new_zeros(len(self.lengths), like.shape[1], room, like.shape[3])
+        new = like.new_zeros(len(self.lengths), like.shape[1], self.capacity if self.keys <= self.capacity else max(256, int(self.keys * 1.5)), like.shape[3])
         if old is not None:
             new[:, :, : old.shape[2]] = old
             self.copied += old.nbytes
@@ -122,8 +124,8 @@ class Replay:
         there = rows.to(self.places.device)
         self.embeddings[there], self.positions[:, there] = embeddings, positions
         self.places.copy_(self.cache.lengths[:, None] + torch.arange(self.places.shape[1]))
-        self.cache.fixed, self.cache.keys, self.cache.whole, forward = self.places, self.room, True, self.compiled or self._forward
-        self.calls += 1
+        self.cache.fixed, self.cache.keys, self.cache.rows, self.cache.whole = self.places, self.room, slice(None), True
+        self.calls, forward = self.calls + 1, self.compiled or self._forward
         try:
             hidden = forward() if there.device.type == "cpu" or self.calls == 1 else self._replayed(forward)
         finally:

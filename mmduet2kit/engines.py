@@ -65,9 +65,8 @@ class StreamEngine:
         else:
             for row, session in enumerate(sessions):
                 stream.begin(row, session.start)
-        turns = [s.turns for s in sessions for _ in range(copies)]
         features = [f[s.before :] for f, s in zip(features, sessions) for _ in range(copies)]
-        said = run(stream, turns, features, choose, max_new_tokens, decide, thresholds, heard)
+        said = run(stream, [s.turns for s in sessions for _ in range(copies)], features, choose, max_new_tokens, decide, thresholds, heard)
         self.counts.update(stream.counts, tokens=int(stream.cache.lengths.sum()))
         return said
 

@@ -144,8 +144,7 @@ class Stream:
         embeddings = self.model.get_input_embeddings()(ids)
         seen = [f.reshape(-1, f.shape[-1]) for f in features if f is not None and len(f)]
         if seen:
-            images = (ids == self.encoder.image_pad) & (torch.arange(width) < counts[:, None]).to(device)
-            embeddings[images] = torch.cat(seen).to(embeddings.dtype)
+            embeddings[(ids == self.encoder.image_pad) & (torch.arange(width) < counts[:, None]).to(device)] = torch.cat(seen).to(embeddings.dtype)
         hidden = replay(which, counts, embeddings, positions) if replay else read(
             self.model, self.cache, embeddings, positions, self.cache.begin(which, counts, width, device))  # fmt: skip
         self.counts.update(forwards=1, replayed=int(replay is not None))
