@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmduet2kit.files import read_json
-from mmduet2kit.profile import Launch, Model, Profile
+from mmduet2kit.profile import RL, Launch, Model, Profile
 
 MEASURED = Path(__file__).parents[1] / "tests" / "benchmarks" / "results" / "gpu_check.json"
 PEAK = 989e12  # FLOP/s, bfloat16 dense, NVIDIA's figure for H100, H800 and H200; used where no product was measured
@@ -91,6 +91,11 @@ def memory_gb(profile: Profile, launch: Launch, gpus: int, tokens: int, frozen: 
     return out | {"vllm": vllm, "stream": stream, "sum": max(SPARE * (states + out["activations"]), speaking) + CONTEXT_GB}
 
 
+def stream_rows(rl: RL, gpus: int) -> int:
+    """Rows of the stream's KV cache on a card: for each prompt a group, and what it is copied from."""
+    return -(-rl.prompts // gpus) * (rl.group + 1)
+
+
 def token_bytes(spec: Model) -> int:
     """Of one token in a KV cache, in bfloat16."""
     return 2 * 2 * spec.layers * spec.kv_heads * spec.head_dim
@@ -109,8 +114,8 @@ def longest(profile: Profile, gpus: int) -> dict[str, dict]:
         sft, rl, most = here.sft, here.rl, tokens_of(here, LONGEST_S)[0]
         out[f"SFT at {every:g} s"] = {"gpus": gpus, "tokens": sft.max_tokens or most, "frozen": sft.freeze_vision}
         out[f"RL at {every:g} s"] = {"gpus": gpus, "tokens": rl.max_prompt + rl.max_response or most, "frozen": rl.freeze_vision,
-                                     "shared": rl.vllm_memory if rl.engine == "vllm" else 0.0,  # the stream: a group, and what it is copied from
-                                     "rows": 0 if rl.engine == "vllm" else -(-rl.prompts // gpus) * (rl.group + 1)}  # fmt: skip
+                                     "shared": rl.vllm_memory if rl.engine == "vllm" else 0.0,
+                                     "rows": 0 if rl.engine == "vllm" else stream_rows(rl, gpus)}  # fmt: skip
     return out | {"threshold baseline": out[f"SFT at {profile.video.train_interval:g} s"] | {"gpus": 1}}
 
 

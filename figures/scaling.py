@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cost import ASSUMED_MFU, PEAK, VIDEO_S, Speed, disk_gb, flops, hours, longest, memory_gb, plans, speed, study_hours, tokens_of
+from cost import ASSUMED_MFU, PEAK, VIDEO_S, Speed, disk_gb, flops, hours, longest, memory_gb, plans, speed, stream_rows, study_hours, tokens_of
 from mmduet2kit.files import read_json
 from mmduet2kit.profile import Profile, load_profile
 
@@ -66,7 +66,7 @@ def counted() -> str:
     told = "; ".join(f"{what} of {size} is {one['tflop']:.0f} TFLOP (the model: {one['tflop_by_the_cost_model']:.0f}) and {one['peak_gb']:.0f} GB of live tensors "
                      f"(planned: {one['peak_gb_by_the_cost_model']:.0f}, with a reserve)" for what, size, one in steps)  # fmt: skip
     plain, replayed, profile = found["grpo_step"]["rolling_out"], found["grpo_step"]["rolling_out_graphs"], load_profile("single_gpu")
-    planned = memory_gb(profile, profile.launch, 1, found["grpo_step"]["tokens"], False, rows=8 * (4 + 1))  # 8 prompts, 4 rollouts each
+    planned = memory_gb(profile, profile.launch, 1, found["grpo_step"]["tokens"], False, rows=stream_rows(profile.rl, 1))
     launched = [sum(one[part]["kernels"] for part in ("frame", "turn")) for one in (turn, graphs)]
     return (f"Counted at 3B, kernel by kernel, without a GPU (`python tests/benchmarks/paper_size.py`, plain memory plan, {found['date']}): {told}. Its rollouts by the stream hold "
             f"{plain['peak_gb']:.0f} GB of live tensors (planned: {planned['sum']:.0f}) and launch {plain['kernels']} kernels, or {replayed['kernels']} where {replayed['replayed']} of "

@@ -14,6 +14,7 @@ from mmduet2kit.errors import UserError
 from mmduet2kit.model import load
 from mmduet2kit.stream import Greedy, Sampler, Spoken, Stream, run
 
+import cost
 from played import frames_for, full_logits, pixels, random_dialogue, teach_silence
 from tiny_models import tiny_folder  # noqa: F401
 
@@ -136,7 +137,7 @@ def test_an_engine_makes_room_for_what_it_is_to_play(taciturn, monkeypatch):
     engine = StreamEngine(model, processor.image_processor, graphs=True)
     sure = max(len(one.start) + sum(len(encoder.user(turn)) for turn in one.turns) for one in sessions)
     engine.play(encoder, sessions, Greedy(), 6, 2)
-    assert grown[0] == (None, 5 * sure // 4)
+    assert grown[0] == (None, 5 * sure // 4) == (None, int(cost.ROOM * sure))  # as doctor plans it
     assert engine.counts["replayed"] > 0 and not engine.fixed and engine.play(encoder, [], Greedy(), 6) == []
 
 

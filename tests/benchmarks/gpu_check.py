@@ -193,12 +193,10 @@ def share(value: float) -> float | None:
 
 
 def memory() -> float | None:
+    """GB at the worst moment of this part (told.run starts each anew)."""
     if not torch.cuda.is_available():
         return None
-    peak = torch.cuda.max_memory_allocated() / 1e9
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return round(peak, 1)
+    return round(torch.cuda.max_memory_allocated() / 1e9, 1)
 
 
 def main() -> None:
